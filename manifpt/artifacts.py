@@ -1,0 +1,86 @@
+"""Artifacts as they are stored: an Arrow table a shard and space, which any Parquet reader understands.
+
+Legend: B images, D dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifpt.projection import Projection
+
+__all__ = ["INLINE_LIMIT_BYTES", "artifact_table", "parquet_bytes", "tensor_column", "to_numpy"]
+
+# Beyond this many bytes a row, `--store auto` keeps neighbour and distance only; a reader makes the artifact again.
+INLINE_LIMIT_BYTES = 128 << 10
+
+
+def artifact_table(
+    rows: pa.Table,
+    projection: Projection,
+    neighbor_ids: pa.Array,
+    shape: tuple[int, ...],
+    dtype: str,
+    metadata: Mapping[str, Any],
+    *,
+    inline: bool,
+) -> pa.Table:
+    """The rows of one artifact shard.
+
+    Args:
+        rows: the images' manifest columns and `content_hash`, B rows.
+        projection: of these images; every one has a neighbour.
+        neighbor_ids: string [B].
+        shape: of one embedding, `(D,)` or `(3, H, W)`.
+        dtype: `float16` or `float32`, of the stored artifact. Arithmetic was float32; this is the only rounding.
+        metadata: becomes the file's key-value metadata, each key under `manifpt.`.
+        inline: whether the artifact is stored, or only neighbour and distance.
+    """
+    table = rows.append_column(pa.field("neighbor_id", pa.string()), neighbor_ids)
+    table = table.append_column(pa.field("distance", pa.float32()), pa.array(projection.distance_b, pa.float32()))
+    if inline:
+        artifact = projection.artifact_bd.astype(dtype).reshape(-1, *shape)
+        table = table.append_column("artifact", tensor_column(artifact))
+    return table.replace_schema_metadata(
+        {f"manifpt.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    )
+
+
+def tensor_column(array: np.ndarray) -> pa.Array:
+    """[B, ...] -> B rows of Arrow's canonical `arrow.fixed_shape_tensor`."""
+    kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(array.dtype), array.shape[1:])
+    width = int(np.prod(array.shape[1:]))
+    values = pa.array(np.ascontiguousarray(array).reshape(-1))
+    return pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(values, width))
+
+
+def to_numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """The inverse of `tensor_column`; a view where the column is one chunk."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    return column.to_numpy_ndarray()
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A Parquet file of a table, the same bytes for the same table.
+
+    Floats are split by byte before zstd, which takes a third off float16; a dictionary would only cost time.
+    """
+    tensors = [f.name for f in table.schema if isinstance(f.type, pa.FixedShapeTensorType)]
+    floating = [name for name in tensors if pa.types.is_floating(table.schema.field(name).type.value_type)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        use_dictionary=[name for name in table.column_names if name not in {*tensors, "distance"}],
+        use_byte_stream_split=[f"{name}.list.element" for name in floating],
+        row_group_size=max(1, len(table)),
+    )
+    return sink.getvalue().to_pybytes()

@@ -1,0 +1,181 @@
+"""The commands' settings: frozen dataclasses, filled from a YAML file and flags; flags win."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+import yaml
+
+from manifpt.errors import ConfigError, StorageError, TooManyRejected
+from manifpt.log import event
+
+__all__ = ["ArtifactsConfig", "IndexConfig", "ReferenceConfig", "parse", "rejection_budget", "run_command"]
+
+OwnSpaces = Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress]
+_ONE_LINE = (tyro.conf.FlagConversionOff,)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """Lists images and writes a manifest."""
+
+    input: tuple[str, ...]
+    """Folders, S3 prefixes, tar files or Parquet files with an image column."""
+    output: str
+    """The manifest: a .parquet path or URI."""
+    source: str | None = None
+    """One source (generator, or "real") for all images. Default: the first folder level of each image."""
+    source_column: str | None = None
+    """The column (Parquet) or JSON field (tar) that names an image's source."""
+    split: str | None = None
+    """One split for all images."""
+    split_column: str | None = None
+    """The column or field that names an image's split."""
+    keep_columns: tuple[str, ...] = ()
+    """Columns or fields that travel on to the shards, such as a group for splits."""
+    where: str | None = None
+    """COLUMN=VALUE: only images with this value."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReferenceConfig:
+    """Embeds real images and writes a reference bundle."""
+
+    manifest: str
+    """Manifest of the real images."""
+    output: str
+    """The bundle: a folder or prefix."""
+    spaces: tuple[str, ...] = ("rgb", "frequency")
+    """rgb, frequency, supervised, selfsupervised, or names under own_spaces in --config."""
+    size_px: int | None = None
+    """Resolution of rgb and frequency. Default: native; all images must then have the first one's size."""
+    shard_rows: int | None = None
+    """Images a shard. Default: so that a decoded shard stays under 128 MiB."""
+    max_rejected: str = ""
+    """As many images, or as many percent (5%), may be rejected. Default: 1%, but at least 10 images."""
+    max_actors: int | None = None
+    """A limit for each stage of actors. Default: what the cluster has room for."""
+    own_spaces: OwnSpaces = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArtifactsConfig:
+    """Projects images onto a reference and writes artifact shards. Without arguments: the shipped sample."""
+
+    manifest: str | None = None
+    """Manifest of the images to project."""
+    reference: str | None = None
+    """The reference bundle."""
+    output: str | None = None
+    """The run folder or prefix. Default without arguments: runs/sample."""
+    spaces: tuple[str, ...] = ()
+    """Spaces of the bundle. Default: all of them."""
+    store: Literal["inline", "lazy", "auto"] = "auto"
+    """inline: artifacts in the shards. lazy: neighbour and distance only. auto: lazy over 128 KiB a row."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Number format of stored artifacts."""
+    shard_rows: int | None = None
+    """Images a shard. Default: so that a decoded shard stays under 128 MiB."""
+    max_rejected: str = ""
+    """As many images, or as many percent (5%), may be rejected. Default: 1%, but at least 10 images."""
+    max_actors: int | None = None
+    """A limit for each stage of actors. Default: what the cluster has room for."""
+    dry_run: bool = False
+    """Print the plan, and do nothing."""
+    own_spaces: OwnSpaces = dataclasses.field(default_factory=dict)
+
+
+Config = TypeVar("Config")
+
+
+def parse(kind: type[Config], arguments: Sequence[str], program: str) -> Config:
+    """Settings from `--config FILE.yaml` and flags.
+
+    Raises:
+        ConfigError: a file that isn't there, an unknown name, or a value of the wrong kind.
+        SystemExit: with 2 and a usage message where the flags don't fit, with 0 after `--help`.
+    """
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config")
+    known, rest = before.parse_known_args(arguments)
+    default: Any = tyro.MISSING_NONPROP
+    if known.config:
+        default = _from_yaml(kind, known.config)
+    epilog = " --config FILE.yaml sets the same names (with _ for -); flags win."
+    return tyro.cli(
+        kind, prog=program, args=rest, default=default, config=_ONE_LINE, description=(kind.__doc__ or "") + epilog
+    )
+
+
+def _from_yaml(kind: type[Config], path: str) -> Config:
+    try:
+        with open(path, encoding="utf-8") as file:
+            loaded = yaml.safe_load(file) or {}
+    except OSError as error:
+        raise ConfigError(f"Can't read --config {path}: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, Mapping):
+        raise ConfigError(f"--config {path} must hold names and values.")
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name, value in loaded.items():
+        if name not in fields:
+            raise ConfigError(f"--config {path}: unknown name {name!r}; known: {', '.join(fields)}.")
+        if not _fits(value, str(fields[name].type)):
+            raise ConfigError(f"--config {path}: {name} can't be {value!r}; see --help.")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in loaded.items()}
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            values.setdefault(name, tyro.MISSING)
+    return kind(**values)
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    if annotation.startswith("OwnSpaces"):
+        return isinstance(value, dict) and all(isinstance(fields, dict) for fields in value.values())
+    if annotation.startswith("tuple"):
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if annotation.startswith("Literal"):
+        return isinstance(value, str) and f'"{value}"' in annotation
+    kinds: dict[str, type] = {"str": str, "int": int, "bool": bool}
+    allowed = [kinds[name.strip()] for name in annotation.split("|") if name.strip() in kinds]
+    return type(value) in allowed or (value is None and "None" in annotation)
+
+
+def rejection_budget(text: str, images: int) -> int:
+    """How many images may be rejected.
+
+    Raises:
+        ConfigError: neither a number nor a percentage.
+    """
+    try:
+        if not text:
+            return max(10, images // 100)
+        if text.endswith("%"):
+            return int(images * float(text[:-1]) / 100)
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(f"--max-rejected is a number of images or a percentage, not {text!r}.") from error
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Runs a job's main function and turns its outcome into an exit code: 0 done, 2 configuration, 3 too many rejected
+    images, 1 anything else."""
+    try:
+        command()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TooManyRejected as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except StorageError as error:
+        event("storage_failed", error=error)
+        print("error: storage failed; the same command goes on where this one stopped.", file=sys.stderr)
+        return 1
+    return 0

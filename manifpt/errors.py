@@ -1,0 +1,54 @@
+"""Every way in which this project says no, with a type and a sentence that says what to do next."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["BadImage", "ConfigError", "PlanMismatch", "RejectReason", "StorageError", "TooManyRejected"]
+
+
+class ConfigError(Exception):
+    """The command can't do what was asked, whatever the data: exit code 2."""
+
+
+class PlanMismatch(ConfigError):
+    """The output folder holds a run with another plan."""
+
+
+class TooManyRejected(Exception):
+    """More images were rejected than `max_rejected` allows: exit code 3."""
+
+
+class StorageError(Exception):
+    """Storage failed for longer than the retries last: exit code 1. The same command resumes."""
+
+
+class RejectReason(str, Enum):
+    """Why an image is in `rejected.parquet`. The values are part of the format and never change."""
+
+    MISSING = "missing"  # 404: listed in the manifest, gone from storage
+    FORBIDDEN = "forbidden"  # 403, or no permission on a file system
+    CHANGED = "changed"  # another object than the one that was indexed
+    EMPTY = "empty"  # zero bytes
+    NOT_AN_IMAGE = "not_an_image"  # no known image signature
+    TRUNCATED = "truncated"  # the data end before the image does
+    CORRUPT = "corrupt"  # the data contradict the format
+    ANIMATED = "animated"  # more than one frame: which one is the image?
+    TOO_LARGE = "too_large"  # more bytes or pixels than allowed; decompression bombs
+    TOO_SMALL = "too_small"  # under the space's minimum
+    SIZE_MISMATCH = "size_mismatch"  # a native-resolution space, and not the size of its reference
+    UNSUPPORTED = "unsupported"  # a pixel format without a written rule
+
+
+class BadImage(Exception):
+    """One image can't be used. Becomes a row of `rejected.parquet`; never ends a job.
+
+    Attributes:
+        reason: the typed reason.
+        detail: one line for a person.
+    """
+
+    def __init__(self, reason: RejectReason, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = " ".join(detail.split())[:300]

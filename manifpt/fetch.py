@@ -1,0 +1,132 @@
+"""The bytes of manifest rows: whole objects, ranges of a tar, cells of a Parquet file."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifpt.decode import MAX_BYTES
+from manifpt.errors import BadImage, RejectReason
+from manifpt.storage import is_local, store_of
+
+__all__ = ["fetch", "image_column"]
+
+_THREADS = 32  # requests in flight: small objects wait for latency, not for bandwidth
+
+
+def image_column(schema: pa.Schema) -> str | None:
+    """The column that holds images: `image` where it can, else the first of binary or `struct<bytes, ...>`."""
+    names = sorted(schema.names, key=lambda name: name != "image")
+    return next((name for name in names if _is_image(schema.field(name).type)), None)
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" and _is_image(kind.field(i).type) for i in range(kind.num_fields))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def fetch(rows: list[dict[str, Any]]) -> Iterator[bytes | BadImage]:
+    """The bytes of each row, in order; an error that belongs to the image in place of its bytes.
+
+    Args:
+        rows: of a manifest, a shard or a reference: `uri`, `container`, `offset`, `size_bytes`; `etag` where known.
+
+    Raises:
+        StorageError: storage does not answer, which is no property of an image.
+    """
+    cells = _parquet_cells([row for row in rows if row["container"] == "parquet"])
+
+    def one(row: dict[str, Any]) -> bytes | BadImage:
+        if row["container"] == "parquet":
+            return cells[row["uri"], row["offset"]]
+        return _guarded(row)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        ahead: deque[Future[bytes | BadImage]] = deque()  # bounded, so that large files don't pile up
+        for row in rows:
+            ahead.append(pool.submit(one, row))
+            if len(ahead) == 2 * _THREADS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _guarded(row: dict[str, Any]) -> bytes | BadImage:
+    size_bytes = row["size_bytes"]
+    if size_bytes is not None and size_bytes > MAX_BYTES:
+        return BadImage(RejectReason.TOO_LARGE, f"{size_bytes} bytes; the limit is {MAX_BYTES}")
+    uri = row["uri"]
+    try:
+        data = store_of(uri).read(
+            uri,
+            row["offset"],
+            size_bytes if row["container"] == "tar" else None,
+            # On a file system the time stamp in it changes with every copy; there the length must do.
+            None if is_local(uri) else row.get("etag"),
+        )
+    except (OSError, BadImage) as error:
+        return _as_bad(error)
+    if size_bytes is not None and len(data) != size_bytes:
+        return BadImage(RejectReason.CHANGED, f"{len(data)} bytes; {size_bytes} when it was indexed")
+    return data
+
+
+def _as_bad(error: Exception) -> BadImage:
+    if isinstance(error, FileNotFoundError):
+        return BadImage(RejectReason.MISSING, str(error))
+    if isinstance(error, PermissionError):
+        return BadImage(RejectReason.FORBIDDEN, str(error))
+    if isinstance(error, BlockingIOError):
+        return BadImage(RejectReason.CHANGED, str(error))
+    if isinstance(error, BadImage):
+        return error
+    raise error
+
+
+def _parquet_cells(rows: list[dict[str, Any]]) -> dict[tuple[str, int], bytes | BadImage]:
+    """Cells by (uri, row): every file is opened once, and of it only the row groups needed are read."""
+    wanted: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        wanted[row["uri"]].append(row["offset"])
+    cells: dict[tuple[str, int], bytes | BadImage] = {}
+    for uri, numbers in wanted.items():
+        try:
+            with store_of(uri).open(uri) as stream:
+                cells.update(((uri, number), cell) for number, cell in _read_cells(pq.ParquetFile(stream), numbers))
+        except (FileNotFoundError, PermissionError) as error:
+            cells.update(((uri, number), _as_bad(error)) for number in numbers)
+        except pa.ArrowInvalid as error:
+            bad = BadImage(RejectReason.CORRUPT, f"Parquet: {error}")
+            cells.update(((uri, number), cells.get((uri, number), bad)) for number in numbers)
+    return cells
+
+
+def _read_cells(file: pq.ParquetFile, numbers: list[int]) -> Iterator[tuple[int, bytes | BadImage]]:
+    column = image_column(file.schema_arrow)
+    remaining = sorted(numbers)
+    start = 0
+    for group in range(file.num_row_groups):
+        stop = start + file.metadata.row_group(group).num_rows
+        here = [number for number in remaining if start <= number < stop]
+        if here and column is not None:
+            is_struct = pa.types.is_struct(file.schema_arrow.field(column).type)
+            # Batches keep the memory to a few cells where one group holds a whole data set.
+            position = start
+            for batch in file.iter_batches(1024, row_groups=[group], columns=[column], use_threads=False):
+                for number in [n for n in here if position <= n < position + len(batch)]:
+                    cell = batch.column(0)[number - position]
+                    value = cell.get("bytes") if is_struct and cell.is_valid else cell
+                    yield number, value.as_py() if value is not None and value.is_valid else b""
+                position += len(batch)
+                if position > here[-1]:
+                    break
+        remaining = remaining[len(here) :]
+        start = stop
+    for number in remaining:
+        yield number, BadImage(RejectReason.MISSING, f"no row {number} in the Parquet file")

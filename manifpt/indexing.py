@@ -1,0 +1,278 @@
+"""Finds images: a folder, an S3 prefix, a tar (WebDataset) or a Parquet file with an image column becomes manifest rows.
+
+Everything streams. Only names, sizes and label columns are read, never pixels: a million keys are a thousand list calls.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifpt.errors import ConfigError
+from manifpt.fetch import image_column
+from manifpt.manifest import COLUMNS
+from manifpt.storage import Entry, normalize, store_of
+
+__all__ = ["IndexOptions", "index"]
+
+_FORMATS = {
+    "apng": "png", "bmp": "bmp", "gif": "gif", "jfif": "jpeg", "jpe": "jpeg", "jpeg": "jpeg", "jpg": "jpeg",
+    "pbm": "ppm", "pgm": "ppm", "png": "png", "pnm": "ppm", "ppm": "ppm", "tif": "tiff", "tiff": "tiff", "webp": "webp",
+}  # fmt: skip
+_COMPRESSED_TARS = ("tar.gz", "tgz", "tar.bz2", "tar.xz", "tar.zst")
+_BATCH_ROWS = 16_384
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexOptions:
+    """Where the labels come from. A *field* is a column of a Parquet file, or of a WebDataset sample's `.json`.
+
+    Attributes:
+        source: one source for all images. Without it and `source_column`: the first folder level of an image's key.
+        source_column: the field that names an image's source.
+        split: one split for all images.
+        split_column: the field that names an image's split.
+        keep_columns: fields that travel on, to the manifest and to the shards.
+        where: `(field, value)`: only images whose field, as text, has this value.
+    """
+
+    source: str | None = None
+    source_column: str | None = None
+    split: str | None = None
+    split_column: str | None = None
+    keep_columns: tuple[str, ...] = ()
+    where: tuple[str, str] | None = None
+
+    def fields(self) -> list[str]:
+        wanted = (self.source_column, self.split_column, *self.keep_columns, self.where[0] if self.where else None)
+        return [name for name in dict.fromkeys(wanted) if name]
+
+
+def index(inputs: Iterable[str], options: IndexOptions, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
+    """Manifest rows of all inputs, in the order in which storage lists them.
+
+    Args:
+        inputs: URIs of folders, prefixes, tar files, Parquet files or single images.
+        options: where source, split and kept columns come from.
+        skipped: counts, by ending, what was listed and is no image.
+
+    Raises:
+        ConfigError: an input that isn't there, an image without a source, a field that isn't there.
+    """
+    clash = set(options.keep_columns) & set(COLUMNS.names)
+    if clash:
+        raise ConfigError(f"--keep-columns {min(clash)}: the manifest has a column of this name already.")
+    held: list[Row] = []
+    for given in inputs:
+        for entry in _entries(given):
+            for found in _found_in(entry, options, skipped):
+                if isinstance(found, pa.RecordBatch):
+                    yield found
+                    continue
+                held.append(found)
+                if len(held) == _BATCH_ROWS:
+                    yield _batch(held, options)
+                    held.clear()
+    if held:
+        yield _batch(held, options)
+
+
+def _entries(given: str) -> Iterator[Entry]:
+    """The object of exactly this name, or else all below it. Hidden files (`.DS_Store`) are no data."""
+    root = normalize(given)
+    store = store_of(root)
+    empty = True
+    try:
+        single = store.stat(root)
+        for entry in [single] if single else store.list(root):
+            empty = False
+            if not entry.key.rpartition("/")[2].startswith("."):
+                yield entry
+    except FileNotFoundError:
+        pass
+    except PermissionError as error:
+        raise ConfigError(f"No permission to list {given}: {error}.") from error
+    if empty:
+        raise ConfigError(f"There is nothing at {given}; check the path, or the bucket and the prefix.")
+
+
+def _found_in(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Iterator[Row | pa.RecordBatch]:
+    """The images of one stored object: itself, the members of a tar, or the rows of a Parquet file."""
+    name = entry.key.rpartition("/")[2].lower()
+    ending = name.rpartition(".")[2] if "." in name else ""
+    if ending == "parquet":
+        yield from _parquet_batches(entry, options, skipped)
+    elif ending == "tar":
+        yield from _tar_rows(entry, options, skipped)
+    elif name.endswith(_COMPRESSED_TARS):
+        raise ConfigError(f"{entry.uri} is compressed, so no image can be read by itself; store it as a plain .tar.")
+    elif ending in _FORMATS or not ending:  # keys without an ending are common in content-addressed buckets
+        if options.where or options.keep_columns or options.source_column or options.split_column:
+            raise ConfigError(f"{entry.uri} is an image file and has no columns; name columns for Parquet or tar only.")
+        yield {
+            "image_id": entry.key,
+            "uri": entry.uri,
+            "source": _source(options, None, entry.key, entry.uri),
+            "split": options.split,
+            "size_bytes": entry.size_bytes,
+            "etag": entry.etag,
+            "format": _FORMATS.get(ending),
+        }
+    else:
+        skipped[ending] += 1
+
+
+def _source(options: IndexOptions, named: Any, key: str, uri: str) -> str:
+    """Flag, then field, then the first folder level."""
+    if options.source is not None:
+        return options.source
+    if options.source_column is not None:
+        if named is None or named == "":
+            raise ConfigError(f"{uri}: {key} has no value in {options.source_column!r}; correct it or pass --source.")
+        return str(named)
+    folder, slash, _ = key.partition("/")
+    if not slash:
+        raise ConfigError(f"{uri} lies in no folder that names its source; pass --source NAME or --source-column.")
+    return folder
+
+
+def _batch(rows: list[Row], options: IndexOptions) -> pa.RecordBatch:
+    columns = {f.name: pa.array([row.get(f.name) for row in rows], f.type) for f in COLUMNS}
+    for name in options.keep_columns:
+        columns[name] = pa.array([row.get(name) for row in rows])
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _tar_rows(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Iterator[Row]:
+    """Image members, by sample as WebDataset groups them: neighbours whose names agree up to the first dot."""
+    with store_of(entry.uri).open(entry.uri) as stream, _open_tar(stream, entry.uri) as tar:
+        sample, images, fields = "", [], {}  # type: str, list[tarfile.TarInfo], dict[str, Any]
+        for member in tar:
+            tar.members = []  # tarfile keeps every header it has seen
+            if not member.isfile():
+                continue
+            folder, _, name = member.name.rpartition("/")
+            stem, _, ending = name.partition(".")
+            if f"{folder}/{stem}" != sample:
+                yield from _sample_rows(entry, images, fields, options)
+                sample, images, fields = f"{folder}/{stem}", [], {}
+            last = ending.rpartition(".")[2].lower()
+            if last in _FORMATS or not last:
+                images.append(member)
+            elif last == "json" and options.fields():
+                fields = _json_fields(tar, member, entry.uri)
+            elif last != "json":
+                skipped[last] += 1
+        yield from _sample_rows(entry, images, fields, options)
+
+
+def _open_tar(stream: Any, uri: str) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=stream, mode="r:")
+    except tarfile.TarError as error:
+        raise ConfigError(f"{uri} is no plain tar ({error}); write it again, or leave it out.") from error
+
+
+def _json_fields(tar: tarfile.TarFile, member: tarfile.TarInfo, uri: str) -> dict[str, Any]:
+    stream = tar.extractfile(member)
+    try:
+        loaded = json.loads(stream.read()) if stream else None
+    except ValueError as error:
+        raise ConfigError(f"{uri}: {member.name} is no JSON ({error}).") from error
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _sample_rows(
+    entry: Entry, images: list[tarfile.TarInfo], fields: dict[str, Any], options: IndexOptions
+) -> Iterator[Row]:
+    for member in images:
+        if options.where and str(fields.get(options.where[0])) != options.where[1]:
+            continue
+        key = entry.key if "/" in entry.key else member.name
+        yield {
+            "image_id": f"{entry.key}#{member.name}",
+            "uri": entry.uri,
+            "container": "tar",
+            "offset": member.offset_data,
+            "source": _source(options, fields.get(options.source_column or ""), key, entry.uri),
+            "split": fields.get(options.split_column) if options.split_column else options.split,
+            "size_bytes": member.size,
+            "etag": entry.etag,
+            "format": _FORMATS.get(member.name.rpartition(".")[2].lower()),
+            **{name: fields.get(name) for name in options.keep_columns},
+        }
+
+
+def _parquet_batches(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
+    """Rows of a Parquet file with an image column; one without (metadata beside a tar, say) is skipped."""
+    with store_of(entry.uri).open(entry.uri) as stream:
+        try:
+            file = pq.ParquetFile(stream)
+        except pa.ArrowInvalid as error:
+            raise ConfigError(f"{entry.uri} is no Parquet file ({error}); write it again, or leave it out.") from error
+        schema = file.schema_arrow
+        if image_column(schema) is None:
+            skipped["parquet without an image column"] += 1
+            return
+        for name in options.fields():
+            if name not in schema.names:
+                raise ConfigError(f"{entry.uri} has no column {name!r}; it has {', '.join(schema.names)}.")
+        known = [name for name in ("format", "width", "height") if name in schema.names]
+        row = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            table = file.read_row_group(group, columns=[*options.fields(), *known])
+            for start in range(0, rows, _BATCH_ROWS):
+                part = table.slice(start, _BATCH_ROWS)
+                count = min(_BATCH_ROWS, rows - start)
+                yield _parquet_batch(entry, part, range(row + start, row + start + count), options)
+            row += rows
+
+
+def _parquet_batch(entry: Entry, table: pa.Table, rows: range, options: IndexOptions) -> pa.RecordBatch:
+    count = len(rows)
+
+    def column(name: str, kind: pa.DataType) -> pa.Array:
+        if name not in table.column_names:
+            return pa.nulls(count, kind)
+        return table[name].combine_chunks().cast(kind)
+
+    if options.source_column:
+        source = column(options.source_column, pa.string())
+        if options.source is None and (source.null_count or pc.any(pc.equal(source, "")).as_py()):
+            _source(options, None, f"a row among {rows.start} to {rows.stop - 1}", entry.uri)
+    if options.source is not None or not options.source_column:
+        source = pa.repeat(pa.scalar(_source(options, None, entry.key, entry.uri), pa.string()), count)
+    split = (
+        column(options.split_column, pa.string())
+        if options.split_column
+        else pa.repeat(pa.scalar(options.split, pa.string()), count)
+    )
+    columns = {
+        "image_id": pa.array([f"{entry.key}#{row}" for row in rows], pa.string()),
+        "uri": pa.repeat(pa.scalar(entry.uri), count),
+        "container": pa.repeat(pa.scalar("parquet"), count),
+        "offset": pa.array(rows, pa.int64()),
+        "source": source,
+        "split": split,
+        "size_bytes": pa.nulls(count, pa.int64()),
+        "etag": pa.repeat(pa.scalar(entry.etag), count),
+        "format": pc.utf8_lower(column("format", pa.string())),
+        "width_px": column("width", pa.int32()),
+        "height_px": column("height", pa.int32()),
+        **{name: table[name].combine_chunks() for name in options.keep_columns},
+    }
+    batch = pa.RecordBatch.from_pydict(columns)
+    if options.where:
+        batch = batch.filter(pc.equal(column(options.where[0], pa.string()), options.where[1]))
+    return batch

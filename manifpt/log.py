@@ -1,0 +1,73 @@
+"""Few lines, structured: `time event key=value ...` on stderr; a bar where a person watches a terminal.
+
+2026-01-31T12:00:00Z progress images=40960 total=1000000 images_per_s=812.4 eta_s=1181 rejected=3
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+__all__ = ["Progress", "event"]
+
+_EVERY_S = 10.0
+
+
+def event(name: str, **fields: Any) -> None:
+    """One line of the log."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    tqdm.write(" ".join([stamp, name, *(f"{key}={_text(value)}" for key, value in fields.items())]), file=sys.stderr)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}" if abs(value) >= 1 else f"{value:.3g}"
+    text = str(value)
+    return json.dumps(text) if any(c in text for c in ' "=\n') or not text else text
+
+
+class Progress:
+    """Images done, rate, ETA and rejected images, while a run goes on."""
+
+    def __init__(self, total: int, done: int, rejected: int) -> None:
+        self._total, self._first, self._done, self._rejected = total, done, done, rejected
+        self._begin = self._last_line = time.monotonic()
+        self._begin_steady: tuple[float, int] | None = None
+        self._bar = (
+            tqdm(total=total, initial=done, unit="img", file=sys.stderr, dynamic_ncols=True, smoothing=0.1)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def add(self, images: int, rejected: int) -> None:
+        """Counts a committed shard, and says so where it is time to."""
+        self._done += images
+        self._rejected += rejected
+        now = time.monotonic()
+        if self._begin_steady is None:
+            self._begin_steady = (now, self._done)  # what came before was starting up
+        if self._bar is not None:
+            self._bar.set_postfix(rejected=self._rejected, refresh=False)
+            self._bar.update(images)
+        elif now - self._last_line >= _EVERY_S or self._done == self._total:
+            self._last_line = now
+            rate = self.images_per_s
+            left_s = (self._total - self._done) / rate if rate else 0.0
+            event("progress", images=self._done, total=self._total, images_per_s=rate, eta_s=round(left_s),
+                  rejected=self._rejected)  # fmt: skip
+
+    @property
+    def images_per_s(self) -> float:
+        """Since the first shard was done; over the whole time where there was only one."""
+        now = time.monotonic()
+        if self._begin_steady is not None and self._done > self._begin_steady[1]:
+            return (self._done - self._begin_steady[1]) / max(now - self._begin_steady[0], 1e-9)
+        return (self._done - self._first) / max(now - self._begin, 1e-9)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

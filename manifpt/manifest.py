@@ -1,0 +1,186 @@
+"""The manifest: one row an image, sorted by `image_id`, written by streaming and read by row group.
+
+Legend: a *run* is a sorted chunk of rows on local disk, from which a manifest of any size is merged.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifpt.errors import ConfigError
+from manifpt.storage import sha256_of, store_of
+
+__all__ = ["COLUMNS", "REAL", "Manifest", "write_manifest"]
+
+REAL = "real"  # the source of images that no generator made
+
+COLUMNS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),  # the key relative to the indexed root; `#row` inside Parquet
+        pa.field("uri", pa.string(), nullable=False),  # the object that holds the bytes
+        pa.field("container", pa.string()),  # null, or "tar" or "parquet": the object holds many images
+        pa.field("offset", pa.int64()),  # of the member's first byte in a tar; the row in a Parquet file
+        pa.field("source", pa.string(), nullable=False),  # the generator, or "real"
+        pa.field("split", pa.string()),
+        pa.field("size_bytes", pa.int64()),  # null inside Parquet, where only reading tells
+        pa.field("etag", pa.string()),
+        pa.field("format", pa.string()),  # what the name or a column says; the decoder looks itself
+        pa.field("width_px", pa.int32()),
+        pa.field("height_px", pa.int32()),
+    ]
+)
+
+_RUN_ROWS = 131_072
+_ROW_GROUP_ROWS = 16_384  # a shard reads the one or two groups that it lies in
+_SAMPLE_EVERY = 1_024
+
+
+def write_manifest(batches: Iterable[pa.RecordBatch], uri: str) -> int:
+    """Sorts rows by `image_id` and writes them as one Parquet object.
+
+    Memory holds `_RUN_ROWS` rows and what a merge step needs, however many rows come.
+
+    Args:
+        batches: rows in any order, all of one schema that starts with `COLUMNS`.
+        uri: where the manifest goes; replaced whole.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        ConfigError: no rows at all, or an image id that occurs twice.
+    """
+    with tempfile.TemporaryDirectory(prefix="manifpt-index-") as folder:
+        runs = [pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0) for path in _spill(batches, Path(folder))]
+        if not runs:
+            raise ConfigError("Nothing to index: no image was found under the input.")
+        merged = Path(folder) / "manifest.parquet"
+        rows, last_id = 0, None
+        schema = _unified([run.schema for run in runs])
+        with pq.ParquetWriter(merged, schema, compression="zstd") as writer:
+            for table in _merge(runs, schema):
+                ids = table["image_id"].combine_chunks()
+                _refuse_duplicates(ids, last_id)
+                last_id = ids[-1].as_py()
+                writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+                rows += len(table)
+        store_of(uri).upload(merged, uri)
+        del runs
+    return rows
+
+
+def _spill(batches: Iterable[pa.RecordBatch], folder: Path) -> Iterator[Path]:
+    held: list[pa.RecordBatch] = []
+    count = 0
+
+    def flush() -> Path:
+        nonlocal count
+        schema = _unified([batch.schema for batch in held])
+        table = pa.concat_tables([pa.table(batch).cast(schema) for batch in held]).sort_by("image_id").combine_chunks()
+        path = folder / f"run-{count}.arrow"
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_batch(table.to_batches()[0])
+        held.clear()
+        count += 1
+        return path
+
+    for batch in batches:
+        for start in range(0, len(batch), _RUN_ROWS):
+            held.append(batch.slice(start, _RUN_ROWS))
+            if sum(map(len, held)) >= _RUN_ROWS:
+                yield flush()
+    if sum(map(len, held)):
+        yield flush()
+
+
+def _merge(runs: list[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Sorted tables of about `_RUN_ROWS` rows: the key range is cut at samples, and each part sorted by itself."""
+    ids = [run["image_id"] for run in runs]
+    samples = sorted(column[row].as_py() for column in ids for row in range(0, len(column), _SAMPLE_EVERY))
+    cuts = samples[_RUN_ROWS // _SAMPLE_EVERY :: _RUN_ROWS // _SAMPLE_EVERY]
+    starts = [0] * len(runs)
+    for cut in [*cuts, None]:
+        ends = [
+            len(column)
+            if cut is None
+            else bisect.bisect_left(range(len(column)), cut, lo=start, key=lambda row, c=column: c[row].as_py())  # type: ignore[misc]
+            for column, start in zip(ids, starts, strict=True)
+        ]
+        parts = [pa.table(run.slice(a, b - a)) for run, a, b in zip(runs, starts, ends, strict=True) if b > a]
+        if parts:
+            yield pa.concat_tables([part.cast(schema) for part in parts]).sort_by("image_id")
+        starts = ends
+
+
+def _unified(schemas: list[pa.Schema]) -> pa.Schema:
+    """One schema for inputs that differ in which kept columns they have a type for."""
+    try:
+        return pa.unify_schemas(schemas, promote_options="default")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ConfigError(f"The inputs give a kept column two types ({error}); index them apart.") from error
+
+
+def _refuse_duplicates(ids: pa.StringArray, last_id: str | None) -> None:
+    same = pc.equal(ids[1:], ids[:-1])
+    twice = ids[pc.index(same, True).as_py()].as_py() if pc.any(same).as_py() else None
+    if last_id is not None and ids[0].as_py() == last_id:
+        twice = last_id
+    if twice is not None:
+        raise ConfigError(f"Two inputs give the image id {twice!r}: index their common parent folder instead.")
+
+
+class Manifest:
+    """A manifest in storage, read by row ranges."""
+
+    def __init__(self, uri: str) -> None:
+        """Opens it.
+
+        Raises:
+            ConfigError: it isn't there, or is no manifest.
+        """
+        self.uri = uri
+        try:
+            self._file = pq.ParquetFile(store_of(uri).open(uri))
+        except FileNotFoundError as error:
+            raise ConfigError(f"There is no manifest {uri}; make one with jobs/index_images.py.") from error
+        except PermissionError as error:
+            raise ConfigError(f"No permission to read the manifest {uri}.") from error
+        except pa.ArrowInvalid as error:
+            raise ConfigError(f"{uri} is no Parquet file; make a manifest with jobs/index_images.py.") from error
+        self.schema: pa.Schema = self._file.schema_arrow
+        missing = [name for name in COLUMNS.names if name not in self.schema.names]
+        if missing:
+            raise ConfigError(f"{uri} is no manifest: it has no column {missing[0]!r}; use jobs/index_images.py.")
+        self.rows: int = self._file.metadata.num_rows
+        counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        self._ends = list(itertools.accumulate(counts))
+
+    @property
+    def kept_columns(self) -> list[str]:
+        """Columns of the user's own, which travel to the shards."""
+        return [name for name in self.schema.names if name not in COLUMNS.names]
+
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return sha256_of(self.uri)
+
+    def read(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
+        """Rows `start` to `stop`, in the order of the file."""
+        stop = min(stop, self.rows)
+        first = bisect.bisect_right(self._ends, start)
+        last = bisect.bisect_left(self._ends, stop)
+        table = self._file.read_row_groups(list(range(first, last + 1)), columns=columns, use_threads=False)
+        return table.slice(start - (self._ends[first - 1] if first else 0), stop - start)
+
+    def close(self) -> None:
+        self._file.close()
+
+

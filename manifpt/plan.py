@@ -1,0 +1,133 @@
+"""What a run will do, fixed before it starts: which rows make which shard, in which spaces, from which reference.
+
+A shard is a row range of the manifest. Its identity never comes from how Ray happens to cut blocks, so a run that was
+killed continues exactly where it was, on any cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from manifpt.errors import ConfigError, PlanMismatch
+from manifpt.spaces import SpaceSpec
+from manifpt.storage import join, store_of
+
+__all__ = ["Plan", "auto_shard_rows", "publish_plan"]
+
+_SHARD_BYTES = 128 << 20  # decoded; a few shards in flight must fit into a small worker's memory
+_MOST_SHARD_ROWS = 1024
+
+# In words, for the sentence that says how two plans differ.
+_FIELDS = {
+    "task": "the task",
+    "manifest_digest": "the manifest's content",
+    "rows": "the number of images",
+    "shard_rows": "the shard size (--shard-rows)",
+    "spaces": "the spaces or their preprocessing and weights",
+    "reference_digest": "the reference",
+    "dtype": "the stored number format (--dtype)",
+    "inline": "what is stored inline (--store)",
+    "decoder": "the decoder",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that decides the bytes of the parts; batch sizes, actors and machines don't.
+
+    Attributes:
+        task: `artifacts` or `reference`.
+        manifest_uri: where the rows are.
+        manifest_digest: SHA-256 of the manifest.
+        rows: images.
+        shard_rows: images a shard; the last one has the rest.
+        spaces: resolved specs.
+        reference_uri: the bundle; "" for a reference.
+        reference_digest: of the bundle.
+        dtype: of stored artifacts.
+        inline: spaces whose artifacts are stored, not only their neighbours.
+        decoder: rule of `manifpt.decode`.
+    """
+
+    task: str
+    manifest_uri: str
+    manifest_digest: str
+    rows: int
+    shard_rows: int
+    spaces: tuple[SpaceSpec, ...]
+    reference_uri: str = ""
+    reference_digest: str = ""
+    dtype: str = "float16"
+    inline: tuple[str, ...] = ()
+    decoder: str = ""
+
+    @property
+    def shards(self) -> int:
+        return -(-self.rows // self.shard_rows)
+
+    def rows_of(self, shard: int) -> range:
+        """Manifest rows of a shard."""
+        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows))
+
+    def semantic(self) -> dict[str, Any]:
+        """The content of `plan.json` that two runs must share to write into one folder."""
+        return {
+            "task": self.task,
+            "manifest_digest": self.manifest_digest,
+            "rows": self.rows,
+            "shard_rows": self.shard_rows,
+            "spaces": [spec.identity() for spec in self.spaces],
+            "reference_digest": self.reference_digest,
+            "dtype": self.dtype,
+            "inline": list(self.inline),
+            "decoder": self.decoder,
+        }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `semantic`."""
+        return hashlib.sha256(json.dumps(self.semantic(), sort_keys=True).encode()).hexdigest()
+
+
+def auto_shard_rows(view_bytes: int) -> int:
+    """Rows a shard: a power of two whose decoded views stay near 128 MiB, and at most 1,024."""
+    rows = max(1, min(_MOST_SHARD_ROWS, _SHARD_BYTES // max(1, view_bytes)))
+    return 1 << (rows.bit_length() - 1)
+
+
+def publish_plan(plan: Plan, output: str) -> bool:
+    """Writes `plan.json`, or finds the same plan there.
+
+    Returns:
+        Whether this run is the first in the folder.
+
+    Raises:
+        PlanMismatch: the folder holds another plan; the message says what differs.
+        ConfigError: the output can't be written.
+    """
+    uri = join(output, "plan.json")
+    document = plan.semantic() | {
+        "format": 1,
+        "shards": plan.shards,
+        "manifest_uri": plan.manifest_uri,
+        "reference_uri": plan.reference_uri,
+        "digest": plan.digest,
+    }
+    try:
+        if store_of(uri).create(uri, json.dumps(document, indent=2).encode()):
+            return True
+        there = json.loads(store_of(uri).read(uri))
+    except OSError as error:
+        raise ConfigError(f"Can't write to {output} ({error}); choose another --output or correct its rights.") from error
+    except ValueError as error:
+        raise ConfigError(f"{uri} is no plan; choose an empty folder for --output.") from error
+    differing = [words for field, words in _FIELDS.items() if there.get(field) != document[field]]
+    if differing:
+        raise PlanMismatch(
+            f"{output} holds a run with another plan: {', '.join(differing)} differs. Choose another --output, or "
+            f"delete the folder if you don't need it."
+        )
+    return False

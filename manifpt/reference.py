@@ -1,0 +1,244 @@
+"""The reference bundle: the real images that stand for the data manifold, coded for one or several spaces.
+
+Legend: N reference images, D dimensions.
+
+    bundle.json                              written last: spaces, digests, versions
+    reference.parquet                        where every image is, and its content hash; in order of image_id
+    embeddings/<code>/part-00000.parquet     the same and `code`, for the images this code exists of
+
+A code is what `Space.encode` returns, and `Space.embed` makes phi(x) of it: `rgb` and `frequency` share one, the pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifpt.artifacts import tensor_column, to_numpy
+from manifpt.decode import DECODER, decoder_versions
+from manifpt.errors import ConfigError
+from manifpt.plan import Plan
+from manifpt.projection import NearestProjector, Rows
+from manifpt.shards import read_commits
+from manifpt.spaces import Space, SpaceSpec, make_space
+from manifpt.storage import join, store_of
+
+__all__ = [
+    "LISTED_COLUMNS",
+    "Bundle",
+    "Reference",
+    "code_table",
+    "codes_of",
+    "finish_bundle",
+    "library_versions",
+    "open_bundle",
+]
+
+LISTED_COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "content_hash"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """The content of `bundle.json` that others need.
+
+    Attributes:
+        uri: the folder.
+        spaces: specs by name.
+        digest: of everything that decides a projection.
+        images: N.
+        parts: paths and SHA-256 by code key.
+        dims: numbers an embedding has, by space.
+    """
+
+    uri: str
+    spaces: dict[str, SpaceSpec]
+    digest: str
+    images: int
+    parts: dict[str, list[dict[str, Any]]]
+    dims: dict[str, int]
+
+
+def open_bundle(uri: str) -> Bundle:
+    """Reads `bundle.json`.
+
+    Raises:
+        ConfigError: there is none, or one that this version's decoder does not fit.
+    """
+    try:
+        document = json.loads(store_of(uri).read(join(uri, "bundle.json")))
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no finished reference bundle at {uri}; make one with jobs/build_reference.py.") from error
+    except (PermissionError, ValueError) as error:
+        raise ConfigError(f"Can't read the reference bundle {uri}: {error}.") from error
+    if document["decoder"] != DECODER:
+        raise ConfigError(
+            f"The reference {uri} was decoded by {document['decoder']}, this version decodes by {DECODER}: their pixels "
+            f"differ. Build the reference again."
+        )
+    weights = document["weights"]
+    spaces = {
+        fields["name"]: replace(SpaceSpec.from_json(fields), weights=weights.get(fields["name"]))
+        for fields in document["spaces"]
+    }
+    return Bundle(uri, spaces, document["digest"], document["images"], document["parts"], document["dims"])
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what makes the numbers."""
+    faiss = next((name for name in ("faiss-gpu", "faiss-cpu") if _installed(name)), "")
+    names = ["manifpt", "numpy", "torch", "torchvision", "ray", "pyarrow", *([faiss] if faiss else [])]
+    return {name: version(name) for name in names if _installed(name)} | decoder_versions()
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except ModuleNotFoundError:
+        return False
+
+
+def finish_bundle(plan: Plan, output: str) -> Bundle:
+    """Writes `reference.parquet` and `bundle.json` once all shards are committed.
+
+    Raises:
+        ConfigError: no image at all came through.
+    """
+    parts: dict[str, list[dict[str, Any]]] = {make_space(spec).code_key: [] for spec in plan.spaces}
+    for commit in read_commits(output, range(plan.shards)):
+        for path, part in sorted(commit["parts"].items()):
+            parts[path.split("/")[1]].append({"path": path, "rows": part["rows"], "sha256": part["sha256"]})
+    if not all(sum(part["rows"] for part in of_code) for of_code in parts.values()):
+        raise ConfigError(f"No image of the manifest can be a reference; see {join(output, 'rejected.parquet')}.")
+    images = _write_reference_table(plan, output)
+    document: dict[str, Any] = {
+        "spaces": [spec.identity() for spec in plan.spaces],
+        "decoder": DECODER,
+        "parts": parts,
+    }
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    document |= {
+        "format": 1,
+        "digest": digest,
+        "images": images,
+        "manifest_digest": plan.manifest_digest,
+        "dims": {spec.name: _dim(spec, output, parts) for spec in plan.spaces},
+        "weights": {spec.name: spec.weights for spec in plan.spaces if spec.weights},
+        "versions": library_versions(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    uri = join(output, "bundle.json")
+    store_of(uri).create(uri, json.dumps(document, indent=2).encode())
+    return open_bundle(output)
+
+
+def _dim(spec: SpaceSpec, output: str, parts: dict[str, list[dict[str, Any]]]) -> int:
+    """Numbers an embedding of a space has, seen on one."""
+    space = make_space(spec)
+    return int(space.embed(codes_of(_read_part(output, parts[space.code_key][0]["path"]))[:1]).size)
+
+
+
+
+def _write_reference_table(plan: Plan, output: str) -> int:
+    """Every image that is in some code's part, once, shard by shard."""
+    integers = {"offset", "size_bytes"}
+    schema = pa.schema([pa.field(n, pa.int64() if n in integers else pa.string()) for n in LISTED_COLUMNS])
+    images = 0
+    with tempfile.TemporaryDirectory(prefix="manifpt-reference-") as folder:
+        path = Path(folder) / "reference.parquet"
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for commit in read_commits(output, range(plan.shards)):
+                tables = [_read_part(output, part, LISTED_COLUMNS) for part in commit["parts"]]
+                table = pa.concat_tables([t.cast(schema) for t in tables]).group_by(LISTED_COLUMNS).aggregate([])
+                table = table.select(LISTED_COLUMNS).sort_by("image_id")
+                writer.write_table(table)
+                images += len(table)
+        store_of(output).upload(path, join(output, "reference.parquet"))
+    return images
+
+
+def _read_part(output: str, path: str, columns: list[str] | None = None) -> pa.Table:
+    uri = join(output, path)
+    return pq.read_table(pa.BufferReader(store_of(uri).read(uri)), columns=columns, use_threads=False)
+
+
+def code_table(rows: pa.Table, codes: np.ndarray) -> pa.Table:
+    """The rows of one part. Parquet has no bytes-sized integer, so uint8 codes are fixed-size binary with a shape."""
+    if codes.dtype != np.uint8:
+        return rows.append_column("code", tensor_column(codes))
+    flat = np.ascontiguousarray(codes).reshape(len(codes), -1)
+    column = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(flat.shape[1]), len(flat), [None, pa.py_buffer(flat.reshape(-1))]
+    )
+    table = rows.append_column("code", column)
+    return table.replace_schema_metadata({"manifpt.code_shape": json.dumps(codes.shape[1:])})
+
+
+def codes_of(table: pa.Table) -> np.ndarray:
+    """The inverse of `code_table`: uint8 or float32 [N, ...]."""
+    shape = (table.schema.metadata or {}).get(b"manifpt.code_shape")
+    if shape is None:
+        return to_numpy(table["code"])
+    column = table["code"].combine_chunks()
+    width = column.type.byte_width
+    raw = np.frombuffer(column.buffers()[1], np.uint8)[column.offset * width : (column.offset + len(column)) * width]
+    return raw.reshape(-1, *json.loads(shape))
+
+
+class Reference:
+    """One space's view of a bundle, in memory: codes, ids, hashes, and the projector over them."""
+
+    def __init__(self, bundle: Bundle, spec: SpaceSpec, threads: int = 1) -> None:
+        """Loads and verifies the space's parts.
+
+        Raises:
+            ConfigError: a part that is gone or was changed after the bundle was finished.
+        """
+        self.space: Space = make_space(spec, threads)
+        tables = list(self._verified_parts(bundle))
+        self.image_ids: pa.Array = pa.concat_arrays([c for t in tables for c in t["image_id"].chunks])
+        self.uris: pa.Array = pa.concat_arrays([c for t in tables for c in t["uri"].chunks])
+        hashes = [value for table in tables for value in table["content_hash"].to_pylist()]
+        self._hashes = np.array(hashes, "S32")
+        self._by_hash = np.argsort(self._hashes, kind="stable")
+        self.codes = np.concatenate([codes_of(table) for table in tables])
+        del tables
+        self.shape: tuple[int, ...] = self.space.embed(self.codes[:1]).shape[1:]
+        self.projector = NearestProjector(
+            self.embeddings_of, len(self.codes), int(np.prod(self.shape)), threads
+        )
+
+    def _verified_parts(self, bundle: Bundle) -> Iterator[pa.Table]:
+        for part in bundle.parts[self.space.code_key]:
+            uri = join(bundle.uri, part["path"])
+            try:
+                data = store_of(uri).read(uri)
+            except FileNotFoundError as error:
+                raise ConfigError(f"{uri} is gone: the bundle is damaged. Build the reference again.") from error
+            if hashlib.sha256(data).hexdigest() != part["sha256"]:
+                raise ConfigError(f"{uri} was changed after the bundle was finished. Build the reference again.")
+            yield pq.read_table(pa.BufferReader(data), use_threads=False)
+
+    def embeddings_of(self, rows: Rows) -> np.ndarray:
+        """float32 [M, D] of some reference rows."""
+        return self.space.embed(self.codes[rows]).reshape(-1, int(np.prod(self.shape)))
+
+    def rows_with(self, content_hash: str) -> np.ndarray:
+        """int64 rows of the reference images with these very pixels."""
+        key = np.bytes_(content_hash.encode())
+        low = np.searchsorted(self._hashes, key, "left", sorter=self._by_hash)
+        high = np.searchsorted(self._hashes, key, "right", sorter=self._by_hash)
+        return np.sort(self._by_hash[low:high])
+
+

@@ -1,0 +1,75 @@
+"""What a job says at its end, on a page: the same as its summary.json, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from manifpt.storage import join
+
+__all__ = ["say_artifacts", "say_plan", "say_reference"]
+
+
+def say_reference(summary: dict[str, Any], output: str) -> str:
+    """After `build_reference`."""
+    lines = [
+        f"Reference of {summary['images_in_reference']:,} real images in {_duration(summary['seconds'])}: {output}",
+        *_rejected(summary, output),
+        f"  digest {summary['reference_digest'][:16]}",
+    ]
+    return "\n".join(lines)
+
+
+def say_artifacts(summary: dict[str, Any], output: str) -> str:
+    """After `compute_artifacts`."""
+    rate = f", {summary['images_per_s']:,.0f} images/s once running" if summary["images_per_s"] else ""
+    lines = [
+        f"Projected {summary['images'] - summary['rejected']['images']:,} images in {_duration(summary['seconds'])}{rate}: "
+        f"{summary['shards_computed']} of {summary['shards']} shards computed, the others were there.",
+        *_rejected(summary, output),
+        "",
+        f"  {'space':<16}{'source':<24}{'images':>8}  {'distance to x*':>16}   real twins left out / copies",
+    ]
+    for space, sources in summary["spaces"].items():
+        for source, found in sources.items():
+            lines.append(
+                f"  {space:<16}{source:<24}{found['images']:>8}  {found['distance_mean']:>16.3f}   "
+                f"{found['left_out']} / {found['copies']}"
+            )
+    lines += ["", f"  shards   {join(output, 'artifacts')}", f"  summary  {join(output, 'summary.json')}"]
+    lines += [f"  picture  {join(output, 'preview.png')}"]
+    return "\n".join(lines)
+
+
+def say_plan(plan: dict[str, Any]) -> str:
+    """For `--dry-run`."""
+    unknown = plan["images_of_unknown_size"]
+    more = f" and {unknown:,} images inside Parquet, whose size only reading tells" if unknown else ""
+    lines = [
+        f"{plan['images']:,} images in {plan['shards']:,} shards of {plan['images_a_shard']:,}; "
+        f"{plan['shards_done']:,} shards are done.",
+        f"To read: {_bytes(plan['bytes_to_read'])}{more}. Reference: {plan['reference_images']:,} images.",
+        f"To write: at most {_bytes(plan['bytes_to_write_at_most'])}, before compression, to {plan['output']}",
+    ]
+    for name, space in plan["spaces"].items():
+        lines.append(f"  {name:<16}{space['store']:<8}{_bytes(space['bytes_at_most'])}")
+    return "\n".join(lines)
+
+
+def _rejected(summary: dict[str, Any], output: str) -> list[str]:
+    rejected = summary["rejected"]
+    if not rejected["images"]:
+        return []
+    reasons = ", ".join(f"{count} {reason}" for reason, count in rejected["reasons"].items())
+    return [f"  {rejected['images']} rejected ({reasons}): {join(output, 'rejected.parquet')}"]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"

@@ -1,0 +1,82 @@
+"""The registry of spaces. A new kind is one file and one line here; a new network is a few lines of a user's config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from manifpt.errors import ConfigError
+from manifpt.spaces.base import Space, SpaceSpec, View
+from manifpt.spaces.pixels import FrequencySpace, RgbSpace
+
+__all__ = ["BUILT_IN", "Space", "SpaceSpec", "View", "make_space", "spec_of"]
+
+BUILT_IN = {
+    "rgb": SpaceSpec(name="rgb", kind="rgb"),
+    "frequency": SpaceSpec(name="frequency", kind="frequency"),
+    "supervised": SpaceSpec(
+        name="supervised", kind="network", architecture="torchvision:resnet50", weights="resnet50-imagenet1k-v1",
+        size_px=224,
+    ),
+    "selfsupervised": SpaceSpec(
+        name="selfsupervised", kind="network", architecture="torchvision:resnet50", weights="resnet50-barlow-twins",
+        size_px=224,
+    ),
+}  # fmt: skip
+
+
+def _network(spec: SpaceSpec, threads: int, device: str) -> Space:
+    from manifpt.spaces.network import NetworkSpace  # torch costs seconds; pixel spaces do without
+
+    return NetworkSpace(spec, threads, device)
+
+
+_KINDS: dict[str, Callable[[SpaceSpec, int, str], Space]] = {
+    "rgb": lambda spec, threads, device: RgbSpace(spec),
+    "frequency": lambda spec, threads, device: FrequencySpace(spec),
+    "network": _network,
+}
+
+
+def make_space(spec: SpaceSpec, threads: int = 1, device: str = "cpu") -> Space:
+    """The space of a spec.
+
+    Args:
+        spec: with a known size, and resolved weights if it will encode.
+        threads: CPU threads for its arithmetic.
+        device: `cpu` or `cuda`.
+    """
+    return _KINDS[spec.kind](spec, threads, device)
+
+
+def spec_of(name: str, own: Mapping[str, Mapping[str, Any]], size_px: int | None = None) -> SpaceSpec:
+    """The spec of a name: a built-in, a built-in with the user's changes, or the user's own.
+
+    Args:
+        name: as on the command line.
+        own: by name, fields of `SpaceSpec`, from the config's `own_spaces`.
+        size_px: resolution for the pixel spaces that state none.
+
+    Raises:
+        ConfigError: an unknown name or field.
+    """
+    built_in = BUILT_IN.get(name)
+    fields = dict(own.get(name, {}))
+    if built_in is None and not fields:
+        known = ", ".join(dict.fromkeys([*BUILT_IN, *own]))
+        raise ConfigError(f"Unknown space {name!r}; known: {known}. Describe your own under own_spaces in --config.")
+    if not name or name.startswith(".") or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise ConfigError(f"A space's name is a folder's name: letters, digits, '-', '_' and '.', not {name!r}.")
+    if built_in is not None:
+        base = {field: getattr(built_in, field) for field in SpaceSpec.__dataclass_fields__}
+    else:
+        base = {"name": name, "kind": "network" if "architecture" in fields else ""}
+    spec = SpaceSpec.from_json({**base, **fields})
+    if spec.kind not in _KINDS:
+        raise ConfigError(f"Space {name!r}: kind is one of {', '.join(_KINDS)}, not {spec.kind!r}.")
+    if spec.kind == "network" and spec.size_px is None:
+        spec = replace(spec, size_px=224)
+    if spec.kind != "network" and spec.size_px is None and size_px is not None:
+        spec = replace(spec, size_px=size_px)
+    return spec

@@ -1,0 +1,155 @@
+"""What a space is: the seam at which a user's own embedding enters.
+
+Legend: B images, C channels, H W pixels, S side of a square view in pixels.
+
+A space sees an image in three steps, so that what crosses processes and lies in a bundle stays small:
+
+1. *view*: decoded pixels, at the size the space asks for, uint8 (`View.of`, CPU);
+2. *code*: `Space.encode`, the expensive part, on the accelerator: the features of a network; for a pixel space the view;
+3. *embedding*: `Space.embed`, cheap, float32, where the projection happens: phi(x) of the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from manifpt.errors import BadImage, ConfigError, RejectReason
+
+__all__ = ["Space", "SpaceSpec", "View"]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The pixels that a space sees.
+
+    Resizing is antialiased (Pillow's bicubic, whose support grows with the factor), so that no frequency of the image
+    folds into another; padding never happens, since a black frame would be the strongest feature of a small image.
+
+    Attributes:
+        height_px, width_px: of every view. None: native, still unknown.
+        resized: whether images of another size are brought to this size (shorter side, then centre crop), or rejected.
+        min_px: the shorter side an image must have.
+    """
+
+    height_px: int | None
+    width_px: int | None
+    resized: bool
+    min_px: int
+
+    @property
+    def key(self) -> str:
+        kind = "resized" if self.resized else "native"
+        return f"{kind}-{self.height_px}x{self.width_px}-min{self.min_px}"
+
+    def of(self, image_hwc: np.ndarray) -> np.ndarray:
+        """The view of one image.
+
+        Args:
+            image_hwc: uint8 [H, W, 3].
+
+        Returns:
+            view_chw: uint8 [3, height_px, width_px].
+
+        Raises:
+            BadImage: too small, or not of the native size.
+        """
+        height_px, width_px = image_hwc.shape[:2]
+        if min(height_px, width_px) < self.min_px:
+            raise BadImage(RejectReason.TOO_SMALL, f"{width_px} x {height_px} px; the least side is {self.min_px} px")
+        assert self.height_px is not None and self.width_px is not None, "a native view is resolved first"
+        if (height_px, width_px) != (self.height_px, self.width_px):
+            if not self.resized:
+                detail = f"{width_px} x {height_px} px; the reference has {self.width_px} x {self.height_px} px"
+                raise BadImage(RejectReason.SIZE_MISMATCH, detail)
+            image_hwc = _resized(image_hwc, self.height_px, self.width_px)
+        return np.ascontiguousarray(image_hwc.transpose(2, 0, 1))
+
+
+def _resized(image_hwc: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
+    """Scales so that the target is just covered, keeps the aspect ratio, crops the centre. One resampling, no rounding
+    between scale and crop: the crop is given to Pillow as a box in source pixels."""
+    source_height, source_width = image_hwc.shape[:2]
+    scale = min(source_height / height_px, source_width / width_px)
+    box_height, box_width = height_px * scale, width_px * scale
+    top, left = (source_height - box_height) / 2, (source_width - box_width) / 2
+    box = (left, top, left + box_width, top + box_height)
+    image = Image.fromarray(image_hwc).resize((width_px, height_px), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(image)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceSpec:
+    """A space, as it stands in configs, plans and bundles. Two specs with equal `identity` make equal embeddings.
+
+    Attributes:
+        name: the folder of its shards.
+        kind: `rgb`, `frequency` or `network`.
+        size_px: side of the square view; None: native.
+        height_px, width_px: of the view, once known.
+        min_px: least side of an image; 0: what the kind needs.
+        architecture: `torchvision:NAME` or `timm:NAME`.
+        weights: a name of the registry, a path, `s3://` or `https://` URI; None: those published for a timm name.
+        weights_sha256: of the weight file. Required for files that are no safetensors.
+        mean, std: of the input in [0, 1], a channel.
+    """
+
+    name: str
+    kind: str
+    size_px: int | None = None
+    height_px: int | None = None
+    width_px: int | None = None
+    min_px: int = 0
+    architecture: str | None = None
+    weights: str | None = None
+    weights_sha256: str | None = None
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the numbers: all but where the weight file lies."""
+        found = asdict(self)
+        del found["weights"]
+        found["mean"], found["std"] = list(self.mean), list(self.std)
+        return found
+
+    @staticmethod
+    def from_json(fields: dict[str, Any]) -> SpaceSpec:
+        """Raises:
+        ConfigError: an unknown field, or none of the required ones.
+        """
+        known = SpaceSpec.__dataclass_fields__
+        for name in fields:
+            if name not in known:
+                raise ConfigError(f"Space {fields.get('name')!r}: unknown field {name!r}; known: {', '.join(known)}.")
+        if "name" not in fields or "kind" not in fields:
+            raise ConfigError("A space needs a name and a kind (rgb, frequency or network).")
+        named = {key: tuple(value) if key in {"mean", "std"} else value for key, value in fields.items()}
+        return SpaceSpec(**named)
+
+
+class Space(Protocol):
+    """An embedding phi. Implementations are made from their spec alone, on any machine."""
+
+    spec: SpaceSpec
+
+    @property
+    def view(self) -> View:
+        """The pixels it sees."""
+        ...
+
+    @property
+    def code_key(self) -> str:
+        """Spaces with equal keys have equal codes, which are computed, moved and stored once."""
+        ...
+
+    def encode(self, views_bchw: np.ndarray) -> np.ndarray:
+        """uint8 [B, 3, H, W] -> codes [B, ...], uint8 or float32. May use the accelerator."""
+        ...
+
+    def embed(self, codes: np.ndarray) -> np.ndarray:
+        """codes [B, ...] -> embeddings, float32 [B, ...]: [B, 3, H, W] or [B, D]. Pure and cheap."""
+        ...

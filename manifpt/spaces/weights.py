@@ -1,0 +1,162 @@
+"""Weight files: where they come from, and the proof that they are the right ones.
+
+Order of search: the folder or S3 prefix in `MANIFPT_WEIGHTS`, the cache (`~/.cache/manifpt/weights`), then the source.
+A file whose SHA-256 isn't the stated one is refused, and a pickle (`.pth`) without a stated one is never opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as load_safetensors
+
+from manifpt.errors import ConfigError
+from manifpt.spaces.base import SpaceSpec
+from manifpt.storage import LocalStore, join, normalize, store_of
+
+__all__ = ["REGISTRY", "Published", "load_state", "resolve_weights"]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A published weight file.
+
+    Attributes:
+        file: its name in a cache folder.
+        source: where its authors publish it.
+        sha256: of the file, in full; "" where nobody states it, and the user has to.
+        sha256_prefix: what is known of an unstated sum.
+    """
+
+    file: str
+    source: str
+    sha256: str
+    sha256_prefix: str = ""
+
+
+REGISTRY = {
+    "resnet50-imagenet1k-v1": Published(
+        "resnet50-0676ba61.pth",
+        "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+        "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+    ),
+    "resnet50-imagenet1k-v2": Published(
+        "resnet50-11ad3fa6.pth",
+        "https://download.pytorch.org/models/resnet50-11ad3fa6.pth",
+        "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca",
+    ),
+    # The authors state no sum; the prefix is the one by which other projects pin the file.
+    "resnet50-barlow-twins": Published(
+        "resnet50-barlow-twins.pth",
+        "https://dl.fbaipublicfiles.com/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth",
+        "",
+        "cf015f40cc",
+    ),
+}
+
+
+def resolve_weights(spec: SpaceSpec) -> SpaceSpec:
+    """Finds the weight file of a network space and puts its URI and SHA-256 into the spec.
+
+    Raises:
+        ConfigError: no such file, or the wrong one; the sentence says where to put it.
+    """
+    if spec.kind != "network":
+        return spec
+    weights, sha256 = spec.weights or _timm_source(spec), spec.weights_sha256 or ""
+    published = REGISTRY.get(weights)
+    if published:
+        sha256 = sha256 or published.sha256
+        if not sha256:
+            raise ConfigError(
+                f"{published.source} has no published checksum. Download it, check that `sha256sum` begins with "
+                f"{published.sha256_prefix}, and state it: weights_sha256 of space {spec.name!r} in --config."
+            )
+        if not sha256.startswith(published.sha256_prefix):
+            raise ConfigError(f"Space {spec.name!r}: weights_sha256 does not begin with {published.sha256_prefix}.")
+    file, source = (published.file, published.source) if published else (_cached_name(weights), weights)
+    uri = _find(file, source, sha256)
+    found = hashlib.sha256(store_of(uri).read(uri)).hexdigest()
+    if sha256 and found != sha256.lower():
+        raise ConfigError(f"{uri} has SHA-256 {found}, not the stated {sha256}: refused. Delete it and get it again.")
+    if not sha256 and not file.endswith(".safetensors"):
+        raise ConfigError(
+            f"{uri} is a pickle, which runs code when it is loaded: state its weights_sha256 ({found}, if you trust "
+            f"this very file), or convert it to safetensors."
+        )
+    return replace(spec, weights=uri, weights_sha256=found)
+
+
+def load_state(spec: SpaceSpec) -> dict[str, torch.Tensor]:
+    """The tensors of a resolved spec's weight file, verified once more: this may be another machine."""
+    assert spec.weights is not None and spec.weights_sha256 is not None, "resolve_weights comes first"
+    data = store_of(spec.weights).read(spec.weights)
+    if hashlib.sha256(data).hexdigest() != spec.weights_sha256:
+        raise ConfigError(f"{spec.weights} changed since the job was planned (SHA-256 differs): refused.")
+    if spec.weights.endswith(".safetensors"):
+        return load_safetensors(data)
+    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    tensors = state.get("state_dict", state) if isinstance(state, dict) else {}
+    return {str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, torch.Tensor)}
+
+
+def _cache_folder() -> str:
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "manifpt", "weights")
+
+
+def _cached_name(source: str) -> str:
+    """Hubs call every file model.safetensors: a cached one also carries a digest of its address."""
+    name = source.rpartition("/")[2]
+    if not source.startswith(("https://", "http://")):
+        return name
+    return f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{name}"
+
+
+def _find(file: str, source: str, sha256: str) -> str:
+    is_web = source.startswith(("https://", "http://"))
+    if not is_web:
+        uri = normalize(source)
+        if store_of(uri).stat(uri) is not None:
+            return uri
+    mirror = os.environ.get("MANIFPT_WEIGHTS")
+    for folder in ([normalize(mirror)] if mirror else []) + [_cache_folder()]:
+        uri = join(folder, file)
+        if store_of(uri).stat(uri) is not None:
+            return uri
+    if not is_web:
+        raise ConfigError(f"There is no weight file {source}; correct `weights`, or use one of {', '.join(REGISTRY)}.")
+    return _download(source, join(_cache_folder(), file), sha256)
+
+
+def _download(source: str, uri: str, sha256: str) -> str:
+    try:
+        with urllib.request.urlopen(source, timeout=60) as answer:  # noqa: S310  (http and https only)
+            data = answer.read()
+    except (urllib.error.URLError, OSError) as error:
+        raise ConfigError(
+            f"Can't download {source} ({error}). Put the file into {_cache_folder()}, or set MANIFPT_WEIGHTS to a "
+            f"folder or s3:// prefix that has it."
+        ) from error
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256.lower():
+        raise ConfigError(f"{source} does not have the stated SHA-256 {sha256}: refused.")
+    LocalStore().write(uri, data)
+    return uri
+
+
+def _timm_source(spec: SpaceSpec) -> str:
+    """The safetensors file that timm names for a model."""
+    library, _, name = (spec.architecture or "").partition(":")
+    if library == "timm":
+        import timm
+
+        pretrained = timm.get_pretrained_cfg(name)
+        if pretrained is not None and pretrained.hf_hub_id:
+            return f"https://huggingface.co/{pretrained.hf_hub_id}/resolve/main/model.safetensors"
+    raise ConfigError(f"Space {spec.name!r} has no weights; name a file, a URI or one of {', '.join(REGISTRY)}.")

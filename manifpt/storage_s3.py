@@ -1,0 +1,204 @@
+"""The S3 back end: obstore moves bytes, boto3 lists and says who we are, s3fs seeks in large files.
+
+Credentials, region and endpoint are those of the standard AWS chain, as boto3 finds them: environment, profile, web
+identity, instance role; `AWS_ENDPOINT_URL` or the profile's `endpoint_url` names another service than AWS.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+import obstore
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from obstore.auth.boto3 import Boto3CredentialProvider
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, PreconditionError
+from obstore.store import S3Store as ObstoreBucket
+
+from manifpt.errors import ConfigError, StorageError
+from manifpt.storage import Entry
+
+__all__ = ["S3Store"]
+
+T = TypeVar("T")
+
+# A throttled prefix needs tens of seconds to recover: both clients back off with jitter, up to 15 s a step.
+_OBSTORE_RETRY: dict[str, Any] = {
+    "max_retries": 12,
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
+    "retry_timeout": timedelta(minutes=5),
+}
+_BOTO = Config(
+    retries={"mode": "standard", "total_max_attempts": 12}, connect_timeout=10, read_timeout=60, max_pool_connections=64
+)
+
+
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri[len("s3://") :].partition("/")
+    return bucket, key
+
+
+class S3Store:
+    """One a process; clients are made at the first use and shared by threads."""
+
+    @functools.cached_property
+    def _session(self) -> boto3.Session:
+        return boto3.Session()
+
+    @functools.cached_property
+    def client(self) -> Any:
+        return self._session.client("s3", config=_BOTO, region_name=self._session.region_name or "us-east-1")
+
+    @functools.cached_property
+    def _files(self) -> Any:
+        import s3fs
+
+        return s3fs.S3FileSystem(config_kwargs={"retries": {"mode": "standard", "total_max_attempts": 12}})
+
+    @functools.cache  # noqa: B019  (one store a process)
+    def _bucket(self, name: str) -> ObstoreBucket:
+        endpoint = self.client.meta.endpoint_url
+        options: dict[str, Any] = {}
+        if not endpoint.endswith("amazonaws.com"):
+            options = {"endpoint": endpoint, "virtual_hosted_style_request": False}
+        return ObstoreBucket(
+            name,
+            region=self.client.meta.region_name,
+            credential_provider=Boto3CredentialProvider(self._session),
+            client_options={"allow_http": urlsplit(endpoint).scheme == "http", "timeout": timedelta(seconds=120)},
+            retry_config=_OBSTORE_RETRY,
+            **options,
+        )
+
+    def _call(self, uri: str, direct: Callable[[ObstoreBucket, str], T], fallback: Callable[[str, str], T]) -> T:
+        """Runs a call through obstore, or through boto3 for the keys that obstore can't name (`a//b`, a line feed)."""
+        bucket, key = _split(uri)
+        try:
+            try:
+                return direct(self._bucket(bucket), key)
+            except ValueError:  # obstore's word for such a key
+                return fallback(bucket, key)
+        except (FileNotFoundError, PermissionError, BlockingIOError):
+            raise
+        except PermissionDeniedError as error:
+            raise PermissionError(f"{uri}: access denied") from error
+        except (BaseError, BotoCoreError) as error:
+            raise StorageError(f"{uri}: {_first_line(error)}") from error
+        except ClientError as error:
+            raise _translated(error, uri) from error
+
+    def read(self, uri: str, offset: int | None = None, length: int | None = None, etag: str | None = None) -> bytes:
+        if length == 0:
+            return b""  # HTTP has no empty range
+
+        def direct(bucket: ObstoreBucket, key: str) -> bytes:
+            options: dict[str, Any] = {"if_match": f'"{etag}"'} if etag else {}
+            if offset is not None and length is not None:
+                options["range"] = (offset, offset + length)
+            try:
+                answer = obstore.get(bucket, key, options=options)
+            except PreconditionError as error:
+                raise BlockingIOError(f"{uri}: changed since it was indexed") from error
+            return bytes(answer.bytes())
+
+        def fallback(bucket: str, key: str) -> bytes:
+            extra: dict[str, str] = {"IfMatch": f'"{etag}"'} if etag else {}
+            if offset is not None and length is not None:
+                extra["Range"] = f"bytes={offset}-{offset + length - 1}"
+            body: bytes = self.client.get_object(Bucket=bucket, Key=key, **extra)["Body"].read()
+            return body
+
+        return self._call(uri, direct, fallback)
+
+    def write(self, uri: str, data: bytes) -> None:
+        def fallback(bucket: str, key: str) -> None:
+            self.client.put_object(Bucket=bucket, Key=key, Body=data)
+
+        self._call(uri, lambda bucket, key: obstore.put(bucket, key, data) and None, fallback)
+
+    def create(self, uri: str, data: bytes) -> bool:
+        def direct(bucket: ObstoreBucket, key: str) -> bool:
+            try:
+                obstore.put(bucket, key, data, mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                # A PUT whose answer was lost is sent again, and then meets its own object.
+                return bytes(obstore.get(bucket, key).bytes()) == data
+            return True
+
+        def fallback(bucket: str, key: str) -> bool:
+            self.client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            return True
+
+        return self._call(uri, direct, fallback)
+
+    def upload(self, path: Path, uri: str) -> None:
+        bucket, key = _split(uri)
+        try:
+            self.client.upload_file(str(path), bucket, key)
+        except (ClientError, BotoCoreError, boto3.exceptions.S3UploadFailedError) as error:
+            cause = error.__context__ if isinstance(error.__context__, ClientError) else error
+            raise _translated(cause, uri) from error
+
+    def open(self, uri: str) -> IO[bytes]:
+        if self.stat(uri) is None:
+            raise FileNotFoundError(uri)
+        stream: IO[bytes] = io.BufferedReader(self._files.open(uri, "rb"), 1 << 20)
+        return stream
+
+    def stat(self, uri: str) -> Entry | None:
+        bucket, key = _split(uri)
+        if not key:
+            return None
+        try:
+            head = self.client.head_object(Bucket=bucket, Key=key)
+        except (ClientError, BotoCoreError) as error:
+            translated = _translated(error, uri)
+            if isinstance(translated, FileNotFoundError):
+                return None
+            raise translated from error
+        return Entry(key.rpartition("/")[2], uri, head["ContentLength"], head["ETag"].strip('"'))
+
+    def list(self, uri: str) -> Iterator[Entry]:
+        bucket, prefix = _split(uri)
+        prefix = prefix.rstrip("/") + "/" if prefix else ""
+        try:
+            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+                for item in page.get("Contents", ()):
+                    if not item["Key"].endswith("/"):  # the empty objects by which consoles draw folders
+                        key = item["Key"][len(prefix) :]
+                        yield Entry(key, f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
+        except (ClientError, BotoCoreError) as error:
+            raise _translated(error, uri) from error
+
+    def clean(self, uri: str) -> None:
+        """Nothing: a PUT that does not finish leaves nothing."""
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0][:300]
+
+
+def _translated(error: BaseException, uri: str) -> Exception:
+    """boto3's errors by what a caller can do about them."""
+    bucket, _ = _split(uri)
+    code = error.response["Error"]["Code"] if isinstance(error, ClientError) else type(error).__name__
+    if code == "NoSuchBucket":
+        return ConfigError(f"There is no bucket {bucket!r} at this endpoint; create it, or correct {uri}.")
+    if code in {"404", "NoSuchKey", "NotFound"}:
+        return FileNotFoundError(uri)
+    if code in {"403", "AccessDenied", "Forbidden", "AllAccessDisabled"}:
+        return PermissionError(f"{uri}: access denied")
+    if code in {"412", "PreconditionFailed"}:
+        return BlockingIOError(f"{uri}: changed since it was indexed")
+    if code in {"NoCredentialsError", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}:
+        return ConfigError(
+            f"S3 does not accept our credentials for {bucket!r} ({code}); check the AWS variables or role."
+        )
+    return StorageError(f"{uri}: {_first_line(error)}")
