@@ -69,5 +69,6 @@ class Progress:
         return (self._done - self._first) / max(now - self._begin, 1e-9)
 
     def close(self) -> None:
+        """Ends the bar."""
         if self._bar is not None:
             self._bar.close()

@@ -24,7 +24,9 @@ REAL = "real"  # the source of images that no generator made
 
 COLUMNS = pa.schema(
     [
-        pa.field("image_id", pa.string(), nullable=False),  # the key relative to the indexed root; `#row` inside Parquet
+        pa.field(
+            "image_id", pa.string(), nullable=False
+        ),  # the key relative to the indexed root; `#row` inside Parquet
         pa.field("uri", pa.string(), nullable=False),  # the object that holds the bytes
         pa.field("container", pa.string()),  # null, or "tar" or "parquet": the object holds many images
         pa.field("offset", pa.int64()),  # of the member's first byte in a tar; the row in a Parquet file
@@ -182,5 +184,3 @@ class Manifest:
 
     def close(self) -> None:
         self._file.close()
-
-

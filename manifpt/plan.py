@@ -121,7 +121,9 @@ def publish_plan(plan: Plan, output: str) -> bool:
             return True
         there = json.loads(store_of(uri).read(uri))
     except OSError as error:
-        raise ConfigError(f"Can't write to {output} ({error}); choose another --output or correct its rights.") from error
+        raise ConfigError(
+            f"Can't write to {output} ({error}); choose another --output or correct its rights."
+        ) from error
     except ValueError as error:
         raise ConfigError(f"{uri} is no plan; choose an empty folder for --output.") from error
     differing = [words for field, words in _FIELDS.items() if there.get(field) != document[field]]

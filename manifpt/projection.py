@@ -2,10 +2,10 @@
 
 Legend: B queries, N reference images, D dimensions, k candidates, P pairs of a query and a candidate.
 
-A flat search in float32 (FAISS) computes |a|^2 + |b|^2 - 2 a.b, whose rounding error can swap near neighbours. So FAISS
-only proposes candidates. The few that rounding could have swapped are compared again with float64 differences; and when
-even the first image that FAISS left out might be nearer, the query is searched again in float64. What is returned is the
-nearest of all N in the float32 embeddings, for every query, with ties going to the smallest image id.
+A flat search in float32 (FAISS) computes |a|^2 + |b|^2 - 2 a.b, whose rounding error can swap near neighbours. So
+FAISS only proposes candidates. The few that rounding could have swapped are compared again with float64 differences;
+and when even the first image that FAISS left out might be nearer, the query is searched again in float64. What is
+returned is the nearest of all N float32 embeddings, for every query, with ties going to the smallest image id.
 """
 
 from __future__ import annotations
@@ -69,14 +69,18 @@ class NearestProjector:
         self._block_rows = max(1, _BLOCK_BYTES // (8 * dim))
         blocks = [slice(start, min(start + self._block_rows, count)) for start in range(0, count, self._block_rows)]
         self._blocks = blocks
-        total_d = sum((embeddings_of(block).sum(axis=0, dtype=np.float64) for block in blocks), np.zeros(dim))
+        centred_nd = np.empty((count, dim), np.float32)
+        total_d = np.zeros(dim)
+        for block in blocks:
+            centred_nd[block] = embeddings_of(block)
+            total_d += centred_nd[block].sum(axis=0, dtype=np.float64)
         # Distances don't change under a shift, and rounding errors shrink with the norms.
         self._mean_d = (total_d / count).astype(np.float32)
-        centred_nd = np.empty((count, dim), np.float32)
-        for block in blocks:
-            np.subtract(embeddings_of(block), self._mean_d, out=centred_nd[block])
+        centred_nd -= self._mean_d
         if not np.isfinite(centred_nd).all():
-            raise ValueError("the reference holds embeddings that are no finite numbers: the network or its weights are broken")
+            raise ValueError(
+                "the reference holds embeddings that are no finite numbers: the network or its weights are broken"
+            )
         self._search = self._on_gpu(centred_nd) or (lambda query_bd, k: faiss.knn(query_bd, centred_nd, k))
 
     def _on_gpu(self, centred_nd: np.ndarray) -> Callable[[np.ndarray, int], Any] | None:
@@ -123,7 +127,7 @@ class NearestProjector:
         # A candidate is compared again unless rounding can't have hidden that it is nearer than the first.
         reach_b = norm_b + np.sqrt(np.maximum(np.where(np.isfinite(nearest_b), nearest_b, 0), 0))
         margin_b = _rounding(self._dim, norm_b + reach_b)
-        pair_b, pair_k = np.nonzero(masked_bk <= (nearest_b + 2 * margin_b)[:, None])
+        pair_b, pair_k = np.nonzero(np.isfinite(masked_bk) & (masked_bk <= (nearest_b + 2 * margin_b)[:, None]))
         neighbor_b, squared_b = self._best_of_pairs(query_bd, pair_b, row_bk[pair_b, pair_k])
 
         # Whatever was left out has a computed distance of at least the last candidate's. It is truly farther than the
@@ -150,13 +154,15 @@ class NearestProjector:
             error_bn = _rounding(self._dim, norm_b[:, None] + np.sqrt(squared_n), unit=2.0**-53)
             best_b = np.minimum(best_b, (squared_bn + error_bn).min(axis=1))  # an upper bound of the true minimum
             lower_bn = squared_bn - error_bn
-            b, n = np.nonzero((lower_bn <= best_b[:, None]) & np.isfinite(squared_bn))
-            pairs.append((b, n + block.start, lower_bn[b, n]))
+            near_b, near_n = np.nonzero((lower_bn <= best_b[:, None]) & np.isfinite(squared_bn))
+            pairs.append((near_b, near_n + block.start, lower_bn[near_b, near_n]))
         pair_b, row, lower = (np.concatenate(part) for part in zip(*pairs, strict=True))
         kept = lower <= best_b[pair_b]
         return self._best_of_pairs(query_bd, pair_b[kept], row[kept])
 
-    def _best_of_pairs(self, query_bd: np.ndarray, pair_b: np.ndarray, row_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _best_of_pairs(
+        self, query_bd: np.ndarray, pair_b: np.ndarray, row_p: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The nearest candidate of each query by float64 differences; ties to the smallest row, that is image id."""
         squared_p = np.empty(len(pair_b), np.float64)
         for start in range(0, len(pair_b), self._block_rows):

@@ -6,11 +6,12 @@ Legend: N reference images, D dimensions.
     reference.parquet                        where every image is, and its content hash; in order of image_id
     embeddings/<code>/part-00000.parquet     the same and `code`, for the images this code exists of
 
-A code is what `Space.encode` returns, and `Space.embed` makes phi(x) of it: `rgb` and `frequency` share one, the pixels.
+A code is what `Space.encode` returns, and `Space.embed` makes phi(x) of it: `rgb` and `frequency` share the pixels.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import tempfile
@@ -78,13 +79,15 @@ def open_bundle(uri: str) -> Bundle:
     try:
         document = json.loads(store_of(uri).read(join(uri, "bundle.json")))
     except FileNotFoundError as error:
-        raise ConfigError(f"There is no finished reference bundle at {uri}; make one with jobs/build_reference.py.") from error
+        raise ConfigError(
+            f"There is no finished reference bundle at {uri}; make one with jobs/build_reference.py."
+        ) from error
     except (PermissionError, ValueError) as error:
         raise ConfigError(f"Can't read the reference bundle {uri}: {error}.") from error
     if document["decoder"] != DECODER:
         raise ConfigError(
-            f"The reference {uri} was decoded by {document['decoder']}, this version decodes by {DECODER}: their pixels "
-            f"differ. Build the reference again."
+            f"The reference {uri} was decoded by {document['decoder']} and this version decodes by {DECODER}, to other "
+            f"pixels. Build the reference again."
         )
     weights = document["weights"]
     spaces = {
@@ -148,8 +151,6 @@ def _dim(spec: SpaceSpec, output: str, parts: dict[str, list[dict[str, Any]]]) -
     return int(space.embed(codes_of(_read_part(output, parts[space.code_key][0]["path"]))[:1]).size)
 
 
-
-
 def _write_reference_table(plan: Plan, output: str) -> int:
     """Every image that is in some code's part, once, shard by shard."""
     integers = {"offset", "size_bytes"}
@@ -197,7 +198,7 @@ def codes_of(table: pa.Table) -> np.ndarray:
 
 
 class Reference:
-    """One space's view of a bundle, in memory: codes, ids, hashes, and the projector over them."""
+    """One space of a bundle, in memory: codes, ids, hashes, and the projector over them."""
 
     def __init__(self, bundle: Bundle, spec: SpaceSpec, threads: int = 1) -> None:
         """Loads and verifies the space's parts.
@@ -215,9 +216,7 @@ class Reference:
         self.codes = np.concatenate([codes_of(table) for table in tables])
         del tables
         self.shape: tuple[int, ...] = self.space.embed(self.codes[:1]).shape[1:]
-        self.projector = NearestProjector(
-            self.embeddings_of, len(self.codes), int(np.prod(self.shape)), threads
-        )
+        self._threads = threads
 
     def _verified_parts(self, bundle: Bundle) -> Iterator[pa.Table]:
         for part in bundle.parts[self.space.code_key]:
@@ -230,6 +229,11 @@ class Reference:
                 raise ConfigError(f"{uri} was changed after the bundle was finished. Build the reference again.")
             yield pq.read_table(pa.BufferReader(data), use_threads=False)
 
+    @functools.cached_property
+    def projector(self) -> NearestProjector:
+        """Over all rows; made at the first use, since reading artifacts back needs none."""
+        return NearestProjector(self.embeddings_of, len(self.codes), int(np.prod(self.shape)), self._threads)
+
     def embeddings_of(self, rows: Rows) -> np.ndarray:
         """float32 [M, D] of some reference rows."""
         return self.space.embed(self.codes[rows]).reshape(-1, int(np.prod(self.shape)))
@@ -240,5 +244,3 @@ class Reference:
         low = np.searchsorted(self._hashes, key, "left", sorter=self._by_hash)
         high = np.searchsorted(self._hashes, key, "right", sorter=self._by_hash)
         return np.sort(self._by_hash[low:high])
-
-

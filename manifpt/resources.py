@@ -62,7 +62,7 @@ def share(cpus: float, gpus: float, *, network: bool, project: bool, most_actors
     threads = max(1, int(actor_cpus if actor_cpus >= 1 else cpus))
 
     def actors(gpus_each: float) -> ActorShare:
-        by_gpu = int(gpus / gpus_each) if gpus_each else 0
+        by_gpu = int(gpus / (gpus_each * actor_stages)) if gpus_each else 0
         by_cpu = int(spare / actor_stages / actor_cpus)
         most = most_actors or max(1, by_gpu or by_cpu)
         return ActorShare(round(actor_cpus, 3), gpus_each, threads, most)

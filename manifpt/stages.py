@@ -72,14 +72,12 @@ def decode_rows(plan: Plan, shard: int) -> Shard:
                 index[key].append(len(kept))
             except BadImage as bad:
                 bad_views[key] = bad
-        for key, bad in bad_views.items():
-            names = [None] if len(bad_views) == len(views) else spaces_of[key]
-            rejected.extend(_rejection(row, name, bad) for name in names)
-            if names == [None]:
-                break
-        if len(bad_views) < len(views):
-            kept.append(number)
-            hashes.append(content_hash(image_hwc))
+        if len(bad_views) == len(views):
+            rejected.append(_rejection(row, None, next(iter(bad_views.values()))))
+            continue
+        rejected.extend(_rejection(row, name, bad_views[key]) for key in bad_views for name in spaces_of[key])
+        kept.append(number)
+        hashes.append(content_hash(image_hwc))
 
     columns = [*_CARRIED, *manifest.kept_columns]
     out: Shard = {
@@ -133,9 +131,13 @@ class Projecting:
     def __init__(self, plan: Plan, threads: int = 1) -> None:
         bundle = open_bundle(plan.reference_uri)
         if bundle.digest != plan.reference_digest:
-            raise ConfigError(f"The reference {plan.reference_uri} was built again while the job ran; start the job anew.")
+            raise ConfigError(
+                f"The reference {plan.reference_uri} was built again while the job ran; start the job anew."
+            )
         self._plan = plan
         self._references = {spec.name: Reference(bundle, spec, threads) for spec in plan.spaces}
+        for reference in self._references.values():
+            _ = reference.projector  # built here, so that the first shard's time is its own
 
     def __call__(self, shard: Shard) -> Shard:
         out = {key: value for key, value in shard.items() if not key.startswith(("code:", "index:"))}

@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -25,12 +25,16 @@ from obstore.store import S3Store as ObstoreBucket
 from manifpt.errors import ConfigError, StorageError
 from manifpt.storage import Entry
 
+if TYPE_CHECKING:
+    from obstore import GetOptions
+    from obstore.store import RetryConfig
+
 __all__ = ["S3Store"]
 
 T = TypeVar("T")
 
 # A throttled prefix needs tens of seconds to recover: both clients back off with jitter, up to 15 s a step.
-_OBSTORE_RETRY: dict[str, Any] = {
+_OBSTORE_RETRY: RetryConfig = {
     "max_retries": 12,
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
     "retry_timeout": timedelta(minutes=5),
@@ -99,7 +103,7 @@ class S3Store:
             return b""  # HTTP has no empty range
 
         def direct(bucket: ObstoreBucket, key: str) -> bytes:
-            options: dict[str, Any] = {"if_match": f'"{etag}"'} if etag else {}
+            options: GetOptions = {"if_match": f'"{etag}"'} if etag else {}
             if offset is not None and length is not None:
                 options["range"] = (offset, offset + length)
             try:

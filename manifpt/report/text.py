@@ -22,8 +22,9 @@ def say_reference(summary: dict[str, Any], output: str) -> str:
 def say_artifacts(summary: dict[str, Any], output: str) -> str:
     """After `compute_artifacts`."""
     rate = f", {summary['images_per_s']:,.0f} images/s once running" if summary["images_per_s"] else ""
+    projected = summary["images"] - summary["rejected"]["images"]
     lines = [
-        f"Projected {summary['images'] - summary['rejected']['images']:,} images in {_duration(summary['seconds'])}{rate}: "
+        f"Projected {projected:,} images in {_duration(summary['seconds'])}{rate}: "
         f"{summary['shards_computed']} of {summary['shards']} shards computed, the others were there.",
         *_rejected(summary, output),
         "",

@@ -5,7 +5,7 @@
 one). Every image is a grey 32x32 PNG; ask Pillow to ``convert("RGB")`` it to three equal channels.
 
 The real ones are the 8x8 digits that scikit-learn ships (the test set of "Optical Recognition of Handwritten Digits"
-by E. Alpaydin and C. Kaynak, UCI, CC BY 4.0), enlarged by a bicubic filter. The ``reference`` split is the 1,497 that
+by E. Alpaydin and C. Kaynak, 1998, UCI), enlarged by a bicubic filter. The ``reference`` split is the 1,497 that
 the generators learned from; ``query`` is everything to be attributed: the 300 reals that no generator has seen, and
 all 2,000 generated images. ``manifpt.sample.train_generators`` trained the four generators and wrote the file. Its
 seed, versions, steps, losses and checks against copying are in the file's metadata, as JSON under ``manifpt.sample``.

@@ -8,8 +8,8 @@
 4. Each model draws 500 images. Nothing is picked by hand or filtered: what is drawn first is what is stored.
 
 Every image, real or generated, ends in the same ``quantise``: grey levels in steps of 3, which are 86 levels. The
-digits have 17, and it keeps the file small and denies a detector the trivial clue of who uses which grey level. The
-PNGs are themselves uncompressed, because Parquet's zstd then works across images and gets a smaller file.
+8x8 originals have 17. It keeps the file small, and no source can be told by which grey levels it uses. The PNGs hold
+their data uncompressed, because Parquet's zstd then works across images and the file gets smaller.
 
 Needs scikit-learn, which the package itself does not. The same seed on the same machine with the same library versions
 gives the same pixels. Another processor sums floats in another order and gives slightly different ones.
@@ -146,7 +146,7 @@ def train_gan(images_bchw: Tensor, steps: int) -> tuple[Tensor, dict[str, float]
     critic = Critic()
     for network in (generator, critic):
         network.to(memory_format=torch.channels_last)
-    generator_optimiser = torch.optim.Adam(generator.parameters(), lr=3e-4, betas=(0.0, 0.9))
+    generator_optimiser = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.0, 0.9))
     critic_optimiser = torch.optim.Adam(critic.parameters(), lr=4e-4, betas=(0.0, 0.9))
     average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=True)
     generator_losses, critic_losses = [], []
@@ -183,7 +183,7 @@ class Vae(nn.Module):
         self.encoder = nn.Sequential(*encoder, nn.Flatten(), nn.Linear(4 * width * 16, 2 * latent))
         decoder: list[nn.Module] = [nn.Linear(latent, 4 * width * 16), nn.Unflatten(1, (4 * width, 4, 4)), nn.SiLU()]
         for inputs, outputs in ((4 * width, 2 * width), (2 * width, width), (width, width)):
-            decoder += [nn.Upsample(scale_factor=2), nn.Conv2d(inputs, outputs, 3, padding=1)]
+            decoder += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(inputs, outputs, 3, padding=1)]
             decoder += [nn.GroupNorm(8, outputs), nn.SiLU()]
         self.decoder = nn.Sequential(*decoder, nn.Conv2d(width, 1, 3, padding=1), nn.Tanh())
 
@@ -387,7 +387,7 @@ GENERATORS: dict[str, tuple[Trainer, int]] = {  # the trainer and its full numbe
 
 def novelty(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict[str, float]:
     """Are ``images`` [N, 32, 32] copies? Distances are L2 over pixels in 0..1, to the nearest of ``reference``."""
-    queries, targets = (torch.from_numpy(set_.reshape(len(set_), -1) / 255.0) for set_ in (images, reference))
+    queries, targets = (torch.from_numpy(grey.reshape(len(grey), -1) / 255.0) for grey in (images, reference))
     nearest = torch.cdist(queries, targets, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1).values
     return {
         "mean_distance_to_reference": round(nearest.mean().item(), 4),
@@ -429,7 +429,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that would double the time
+    # Deterministic mode also fills new memory, a debugging aid that would double the time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_flush_denormal(True)
 
     real, digit = real_digits()

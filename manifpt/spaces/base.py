@@ -5,7 +5,7 @@ Legend: B images, C channels, H W pixels, S side of a square view in pixels.
 A space sees an image in three steps, so that what crosses processes and lies in a bundle stays small:
 
 1. *view*: decoded pixels, at the size the space asks for, uint8 (`View.of`, CPU);
-2. *code*: `Space.encode`, the expensive part, on the accelerator: the features of a network; for a pixel space the view;
+2. *code*: `Space.encode`, the expensive part, on the accelerator: a network's features; in a pixel space the view;
 3. *embedding*: `Space.embed`, cheap, float32, where the projection happens: phi(x) of the paper.
 """
 
@@ -127,7 +127,7 @@ class SpaceSpec:
                 raise ConfigError(f"Space {fields.get('name')!r}: unknown field {name!r}; known: {', '.join(known)}.")
         if "name" not in fields or "kind" not in fields:
             raise ConfigError("A space needs a name and a kind (rgb, frequency or network).")
-        named = {key: tuple(value) if key in {"mean", "std"} else value for key, value in fields.items()}
+        named: dict[str, Any] = {k: tuple(v) if k in {"mean", "std"} else v for k, v in fields.items()}
         return SpaceSpec(**named)
 
 

@@ -44,7 +44,7 @@ class NetworkSpace:
         """uint8 [B, 3, S, S] -> float32 [B, D]. float32 throughout: TF32 stays off."""
         if self._network is None:  # projection actors never call this, and never load the weights
             torch.set_num_threads(self._threads)
-            self._network = build_network(self.spec).to(self._device, memory_format=torch.channels_last)
+            self._network = build_network(self.spec).to(memory_format=torch.channels_last).to(self._device)
             self._mean = torch.tensor(self.spec.mean, device=self._device).view(1, 3, 1, 1) * 255
             self._std = torch.tensor(self.spec.std, device=self._device).view(1, 3, 1, 1) * 255
         parts = [self._forward(views_bchw[start : start + _BATCH]) for start in range(0, len(views_bchw), _BATCH)]
@@ -75,7 +75,9 @@ def build_network(spec: SpaceSpec) -> nn.Module:
     elif library == "timm":
         network = _timm(name)
     else:
-        raise ConfigError(f"Space {spec.name!r}: architecture is torchvision:NAME or timm:NAME, not {spec.architecture!r}.")
+        raise ConfigError(
+            f"Space {spec.name!r}: architecture is torchvision:NAME or timm:NAME, not {spec.architecture!r}."
+        )
     state = load_state(spec)
     expected = network.state_dict()
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]

@@ -12,7 +12,6 @@ import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -104,7 +103,9 @@ def load_state(spec: SpaceSpec) -> dict[str, torch.Tensor]:
         return load_safetensors(data)
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     tensors = state.get("state_dict", state) if isinstance(state, dict) else {}
-    return {str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, torch.Tensor)}
+    return {
+        str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, torch.Tensor)
+    }
 
 
 def _cache_folder() -> str:

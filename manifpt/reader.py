@@ -1,0 +1,101 @@
+"""Artifacts back from a run folder, shard by shard; lazy ones are made again from the image and its neighbour.
+
+Legend: B images, D dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifpt.artifacts import tensor_column
+from manifpt.decode import content_hash, decode
+from manifpt.errors import BadImage, ConfigError
+from manifpt.fetch import fetch
+from manifpt.plan import Plan
+from manifpt.reference import Reference, open_bundle
+from manifpt.shards import committed_shards, read_commits
+from manifpt.spaces import SpaceSpec, make_space
+from manifpt.storage import join, store_of
+
+__all__ = ["read_artifacts", "read_plan"]
+
+
+def read_plan(output: str) -> Plan:
+    """The plan of a run folder.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        document = json.loads(store_of(output).read(join(output, "plan.json")))
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no run at {output}; make one with jobs/compute_artifacts.py.") from error
+    fields = {name: document[name] for name in Plan.__dataclass_fields__}
+    fields["spaces"] = tuple(SpaceSpec.from_json(spec) for spec in document["spaces"])
+    fields["inline"] = tuple(document["inline"])
+    return Plan(**fields)
+
+
+def read_artifacts(output: str, space: str, threads: int = 1, device: str = "cpu") -> Iterator[pa.Table]:
+    """Committed shards in order, each with its `artifact` column, whether it was stored or not.
+
+    Args:
+        output: the run folder.
+        space: one of the run's.
+        threads, device: for the network of a lazy space.
+
+    Raises:
+        ConfigError: no such run or space; an image of a lazy shard that is gone or changed.
+    """
+    plan = read_plan(output)
+    if space not in (spec.name for spec in plan.spaces):
+        known = ", ".join(spec.name for spec in plan.spaces)
+        raise ConfigError(f"The run {output} has no space {space!r}; it has {known}.")
+    again = None if space in plan.inline else _Again(plan, space, threads, device)
+    for commit in read_commits(output, sorted(committed_shards(output))):
+        uri = join(output, f"artifacts/{space}/part-{commit['shard']:05d}.parquet")
+        table = pq.read_table(pa.BufferReader(store_of(uri).read(uri)), use_threads=False)
+        yield table if again is None else again.made(table)
+
+
+class _Again:
+    """Makes lazy artifacts again: the same code as in the pipeline, on the same images."""
+
+    def __init__(self, plan: Plan, name: str, threads: int, device: str) -> None:
+        bundle = open_bundle(plan.reference_uri)
+        if bundle.digest != plan.reference_digest:
+            raise ConfigError(f"The reference {plan.reference_uri} is not the one of this run; lazy artifacts need it.")
+        self._dtype = plan.dtype
+        self._space = make_space(bundle.spaces[name], threads, device)
+        self._reference = Reference(bundle, bundle.spaces[name], threads)
+
+    def made(self, table: pa.Table) -> pa.Table:
+        """The table with its artifacts."""
+        records = table.select(["uri", "container", "offset", "size_bytes", "content_hash"]).to_pylist()
+        shape = self._reference.shape
+        views = [self._view(row, data) for row, data in zip(records, fetch(records), strict=True)]
+        if not views:
+            return table.append_column("artifact", tensor_column(np.empty((0, *shape), self._dtype)))
+        embeddings = self._space.embed(self._space.encode(np.stack(views)))
+        rows = pc.index_in(table["neighbor_id"].combine_chunks(), value_set=self._reference.image_ids)
+        neighbors_bd = self._reference.embeddings_of(rows.to_numpy())
+        artifact = (embeddings.reshape(len(views), -1) - neighbors_bd).astype(self._dtype)
+        return table.append_column("artifact", tensor_column(artifact.reshape(-1, *shape)))
+
+    def _view(self, row: dict[str, Any], data: bytes | BadImage) -> np.ndarray:
+        try:
+            if isinstance(data, BadImage):
+                raise data
+            image_hwc = decode(data)
+        except BadImage as bad:
+            raise ConfigError(f"{row['uri']} can't be read any more ({bad.reason.value}): run again inline.") from bad
+        if content_hash(image_hwc) != row["content_hash"]:
+            raise ConfigError(f"{row['uri']} was changed since the run: compute its artifacts again.")
+        return self._space.view.of(image_hwc)

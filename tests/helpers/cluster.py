@@ -1,0 +1,95 @@
+"""A Ray head node of the test's own, on loopback, with token authentication; and jobs as a user starts them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+
+from tests.helpers.s3 import free_ports
+
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+@contextlib.contextmanager
+def ray_head(
+    num_cpus: int = 4, dashboard: bool = False, node_env: Mapping[str, str] | None = None
+) -> Iterator[dict[str, str]]:
+    """Starts a head node and yields the environment that joins it.
+
+    `node_env` is the node's own, such as its S3 credentials: a job does not bring them.
+    """
+    folder = tempfile.mkdtemp(prefix="mf-")  # short: the paths of sockets have a limit
+    port, dashboard_port, client_port, metrics_port = free_ports(4)
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # what activating the venv does
+    }
+    command = [
+        RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={num_cpus}",
+        f"--temp-dir={folder}", f"--include-dashboard={str(dashboard).lower()}", "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client_port}", "--disable-usage-stats",
+        f"--metrics-export-port={metrics_port}", "--object-store-memory=1000000000",
+    ]  # fmt: skip
+    outer = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    inner = {k: v for k, v in environment.items() if k != "RAY_ADDRESS"}
+    with open(Path(folder) / "head.log", "wb") as log:
+        process = subprocess.Popen(
+            command, env={**outer, **inner, **(node_env or {})}, stdout=log, stderr=log, cwd=folder
+        )
+    try:
+        _wait_until_up(environment, process, Path(folder) / "head.log")
+        yield {**environment, "MANIFPT_TEST_DASHBOARD": f"http://127.0.0.1:{dashboard_port}"}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        end_processes_of(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_until_up(environment: Mapping[str, str], process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(240):
+        if process.poll() is not None:
+            break
+        if "Ray runtime started" in log.read_text(errors="replace"):
+            return
+        time.sleep(0.25)
+    raise RuntimeError(f"Ray did not come up: {log.read_text(errors='replace')[-3000:]}")
+
+
+def end_processes_of(folder: str) -> None:
+    """Ends, by id, what still runs with this temporary folder in its command line."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and any(folder in part for part in process.cmdline()):
+                process.kill()
+
+
+def job(
+    name: str, *arguments: object, env: Mapping[str, str] | None = None, timeout_s: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """Runs jobs/NAME.py to its end."""
+    command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(
+        command, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+def must(result: subprocess.CompletedProcess[str]) -> str:
+    """The standard output of a job that had to succeed."""
+    assert result.returncode == 0, f"exit {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
+    return result.stdout

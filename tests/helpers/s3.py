@@ -1,0 +1,164 @@
+"""A real S3 server (SeaweedFS, from a package) on a loopback port, and a proxy before it that misbehaves on purpose."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+KEY, SECRET, BUCKET = "test-key", "test-secret", "images"
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path, bucket: str = BUCKET) -> Iterator[str]:
+    """Starts a server over a folder and yields its endpoint."""
+    names = ["s3", "master", "volume", "filer", "admin"]
+    ports = iter(free_ports(2 * len(names)))
+    flags = [f"-{name}.port{kind}={next(ports)}" for name in names for kind in ("", ".grpc")]
+    s3_port = int(flags[0].rpartition("=")[2])
+    command = [
+        str(Path(sys.executable).parent / "weed"), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        *flags, "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", f"-bucket={bucket}",
+        "-volume.preStopSeconds=0",
+    ]  # fmt: skip
+    environment = {**os.environ, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "weed.log", "wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+    endpoint = f"http://127.0.0.1:{s3_port}"
+    try:
+        _wait_until_up(endpoint, process, folder / "weed.log")
+        yield endpoint
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_up(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    import boto3
+
+    client = boto3.client(
+        "s3", endpoint_url=endpoint, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1"
+    )
+    for _ in range(300):
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(Exception):
+            urllib.request.urlopen(f"{endpoint}/healthz", timeout=1)
+            client.put_object(Bucket=BUCKET, Key="up", Body=b"")
+            client.delete_object(Bucket=BUCKET, Key="up")
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"SeaweedFS did not come up: {log.read_text(errors='replace')[-2000:]}")
+
+
+def environment(endpoint: str) -> dict[str, str]:
+    """What a job needs to reach the server."""
+    return {
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+class _Proxy(http.server.BaseHTTPRequestHandler):
+    """Passes requests on, answers some with 503 as a throttled S3 prefix does, and some keys with 403."""
+
+    protocol_version = "HTTP/1.1"
+    target: str
+    share: float
+    refused: list[str]
+    forbidden: str
+    random: random.Random
+
+    def _handle(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.random.random() < self.share:
+            self.refused.append(f"{self.command} {self.path}")
+            answer = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+            self._answer(503, {"Content-Type": "application/xml"}, answer)
+            return
+        if self.forbidden and self.forbidden in self.path:
+            self._answer(403, {"Content-Type": "application/xml"}, b"<Error><Code>AccessDenied</Code></Error>")
+            return
+        connection = http.client.HTTPConnection(self.target, timeout=60)
+        try:
+            headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
+            connection.request(self.command, self.path, body=body, headers=headers)  # Host as signed by the client
+            response = connection.getresponse()
+            data = response.read()
+            kept = {k: v for k, v in response.getheaders() if k.lower() not in {"transfer-encoding", "connection"}}
+            self._answer(response.status, kept, data)
+        finally:
+            connection.close()
+
+    def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
+        self.send_response(status)
+        lengths = {k.lower() for k in headers}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if "content-length" not in lengths and status not in {204, 304}:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _handle
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def flaky_proxy(endpoint: str, share: float, forbidden: str = "", seed: int = 0) -> Iterator[tuple[str, list[str]]]:
+    """A proxy that refuses a share of all requests with 503, and with 403 all whose path contains `forbidden`.
+
+    Yields its endpoint and the list of what was refused with 503.
+    """
+    refused: list[str] = []
+    settings = {
+        "target": endpoint.removeprefix("http://"),
+        "share": share,
+        "refused": refused,
+        "forbidden": forbidden,
+        "random": random.Random(seed),
+    }
+    handler = type("Handler", (_Proxy,), settings)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", refused
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)

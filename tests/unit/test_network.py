@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models import resnet18
+
+from manifpt.errors import ConfigError
+from manifpt.spaces import SpaceSpec, make_space, spec_of, weights
+from manifpt.spaces.weights import Published, resolve_weights
+from tests.helpers.weights import ARCHITECTURE, lite0_safetensors
+
+OWN = {"mine": {"architecture": "torchvision:resnet18", "size_px": 64}}
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("MANIFPT_WEIGHTS", raising=False)
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return resnet18().state_dict()
+
+
+def spec_with(path: Path | str, sha256: str | None = None) -> SpaceSpec:
+    return replace(spec_of("mine", OWN), weights=str(path), weights_sha256=sha256)
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_features_are_the_pooled_ones_of_the_architecture(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "own.safetensors"
+    save_file(state, path)
+    spec = resolve_weights(spec_with(path))
+    assert spec.weights_sha256 == sha256_of(path)
+    views_bchw = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
+    features_bd = make_space(spec).encode(views_bchw)
+
+    network = resnet18().eval()
+    network.load_state_dict(state)
+    network.fc = torch.nn.Identity()  # type: ignore[assignment]
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    with torch.inference_mode():
+        expected = network((torch.from_numpy(views_bchw) / 255 - mean) / std)
+    assert features_bd.shape == (3, 512)
+    np.testing.assert_allclose(features_bd, expected.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_imagenet_weights_from_a_package_through_timm(tmp_path: Path) -> None:
+    """The published network, not a random one: its classifier knows a ship and a plane when it sees the features."""
+    own = {"lite0": {"architecture": ARCHITECTURE, "mean": [0.5] * 3, "std": [0.5] * 3}}
+    path = lite0_safetensors(tmp_path / "lite0.safetensors")
+    spec = resolve_weights(replace(spec_of("lite0", own), weights=str(path)))
+    space = make_space(spec, threads=2)
+    views_bchw = np.random.default_rng(0).integers(0, 256, (2, 3, 224, 224), dtype=np.uint8)
+    features_bd = space.encode(views_bchw)
+
+    import timm
+    from safetensors.torch import load_file
+
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    network.load_state_dict(load_file(path))
+    with torch.inference_mode():
+        images = torch.from_numpy(views_bchw).float() / 127.5 - 1
+        expected = network.global_pool(network.forward_features(images))
+    assert features_bd.shape == (2, 1280)
+    np.testing.assert_allclose(features_bd, expected.numpy(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_pickle_needs_a_stated_sum(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "own.pth"
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
+    with pytest.raises(ConfigError, match="is a pickle.*state its weights_sha256"):
+        resolve_weights(spec_with(path))
+    with pytest.raises(ConfigError, match="refused"):
+        resolve_weights(spec_with(path, "0" * 64))
+    spec = resolve_weights(spec_with(path, sha256_of(path)))
+    assert make_space(spec).encode(np.zeros((1, 3, 64, 64), np.uint8)).shape == (1, 512)
+
+
+def test_a_file_changed_after_planning_is_refused(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "own.safetensors"
+    save_file(state, path)
+    spec = resolve_weights(spec_with(path))
+    save_file(state | {"fc.bias": torch.ones(1000)}, path)
+    with pytest.raises(ConfigError, match="changed since the job was planned"):
+        make_space(spec).encode(np.zeros((1, 3, 64, 64), np.uint8))
+
+
+def test_weights_of_another_architecture_are_refused(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "own.safetensors"
+    save_file(state, path)
+    spec = replace(resolve_weights(spec_with(path)), architecture="torchvision:resnet50")
+    with pytest.raises(ConfigError, match="not of torchvision:resnet50"):
+        make_space(spec).encode(np.zeros((1, 3, 64, 64), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "words"),
+    [("torchvision:resnet5", "no model"), ("timm:resnet5", "no model"), ("keras:vgg", "architecture is torchvision:NAME")],
+)
+def test_unknown_architectures(architecture: str, words: str) -> None:
+    spec = replace(spec_with("x"), architecture=architecture)
+    with pytest.raises(ConfigError, match=words):
+        make_space(spec).encode(np.zeros((1, 3, 64, 64), np.uint8))
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """Serves the folder `web` on loopback."""
+    (tmp_path / "web").mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(tmp_path / "web"))  # type: ignore[arg-type]
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_published_weights_download_cache_and_mirror(
+    state: dict[str, torch.Tensor], tmp_path: Path, web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "web" / "published.pth"
+    torch.save(state, path)
+    right = Published("published.pth", f"{web}/published.pth", sha256_of(path))
+    monkeypatch.setitem(weights.REGISTRY, "published", right)
+    spec = resolve_weights(spec_with("published"))
+    cached = tmp_path / "cache" / "manifpt" / "weights" / "published.pth"
+    assert spec.weights == str(cached)
+    path.unlink()  # from now on the cache must do
+    assert resolve_weights(spec_with("published")) == spec
+    cached.write_bytes(b"something else")
+    with pytest.raises(ConfigError, match="refused"):
+        resolve_weights(spec_with("published"))
+    cached.unlink()
+    with pytest.raises(ConfigError, match="Can't download.*MANIFPT_WEIGHTS"):
+        resolve_weights(spec_with("published"))
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    torch.save(state, mirror / "published.pth")
+    monkeypatch.setenv("MANIFPT_WEIGHTS", str(mirror))
+    assert resolve_weights(spec_with("published")).weights == str(mirror / "published.pth")
+
+
+def test_a_download_with_the_wrong_sum_never_reaches_the_cache(
+    tmp_path: Path, web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "web" / "published.pth").write_bytes(b"not what it was")
+    monkeypatch.setitem(weights.REGISTRY, "published", Published("published.pth", f"{web}/published.pth", "1" * 64))
+    with pytest.raises(ConfigError, match="does not have the stated SHA-256"):
+        resolve_weights(spec_with("published"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_barlow_twins_needs_the_sum_that_nobody_publishes() -> None:
+    with pytest.raises(ConfigError, match="no published checksum"):
+        resolve_weights(spec_of("selfsupervised", {}))
+    with pytest.raises(ConfigError, match="does not begin with cf015f40cc"):
+        resolve_weights(spec_of("selfsupervised", {"selfsupervised": {"weights_sha256": "0" * 64}}))
+
+
+def test_the_registry_agrees_with_torchvision() -> None:
+    from torchvision.models import ResNet50_Weights
+
+    for name, published in (("v1", ResNet50_Weights.IMAGENET1K_V1), ("v2", ResNet50_Weights.IMAGENET1K_V2)):
+        entry = weights.REGISTRY[f"resnet50-imagenet1k-{name}"]
+        assert entry.source == published.url
+        assert entry.sha256.startswith(entry.file.removesuffix(".pth").rpartition("-")[2])

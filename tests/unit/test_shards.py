@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manifpt.artifacts import artifact_table, parquet_bytes, tensor_column, to_numpy
+from manifpt.errors import PlanMismatch
+from manifpt.packing import pack, unpack
+from manifpt.plan import Plan, auto_shard_rows, publish_plan
+from manifpt.projection import Projection
+from manifpt.shards import Rejected, commit_shard, committed_shards, read_commits, write_rejected
+from manifpt.spaces import SpaceSpec
+
+PLAN = Plan(
+    task="artifacts",
+    manifest_uri="m.parquet",
+    manifest_digest="a",
+    rows=1050,
+    shard_rows=100,
+    spaces=(SpaceSpec(name="rgb", kind="rgb", height_px=2, width_px=2),),
+)
+BAD = Rejected("a/1.png", "/x/a/1.png", "a", None, "empty", "zero bytes")
+
+
+def part(value: int = 0, rows: int = 3) -> bytes:
+    return parquet_bytes(pa.table({"image_id": [f"{i}" for i in range(rows)], "v": [value] * rows}))
+
+
+@given(rows=st.integers(1, 5000), shard_rows=st.integers(1, 700))
+def test_shards_cover_every_row_once(rows: int, shard_rows: int) -> None:
+    plan = replace(PLAN, rows=rows, shard_rows=shard_rows)
+    covered = [row for shard in range(plan.shards) for row in plan.rows_of(shard)]
+    assert covered == list(range(rows))
+
+
+@pytest.mark.parametrize(("view_bytes", "rows"), [(3 * 32 * 32, 1024), (3 * 256 * 256, 512), (3 * 8192**2, 1)])
+def test_a_decoded_shard_stays_small(view_bytes: int, rows: int) -> None:
+    assert auto_shard_rows(view_bytes) == rows
+
+
+def test_the_same_plan_is_found_and_another_is_refused(tmp_path: Path) -> None:
+    assert publish_plan(PLAN, str(tmp_path))
+    moved = replace(PLAN, manifest_uri="elsewhere.parquet", reference_uri="/moved")
+    assert not publish_plan(moved, str(tmp_path))
+    with pytest.raises(PlanMismatch, match="--dtype.*differs"):
+        publish_plan(replace(PLAN, dtype="float32"), str(tmp_path))
+    with pytest.raises(PlanMismatch, match="the manifest's content, the number of images differs"):
+        publish_plan(replace(PLAN, rows=7, manifest_digest="b"), str(tmp_path))
+
+
+def test_a_commit_is_the_last_thing_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from manifpt import storage
+
+    names: list[str] = []
+    publish = storage.LocalStore._publish
+
+    def noted(self: storage.LocalStore, path: bytes, data: bytes, *, new: bool) -> bool:
+        names.append(path.decode().removeprefix(f"{tmp_path}/"))
+        return publish(self, path, data, new=new)
+
+    monkeypatch.setattr(storage.LocalStore, "_publish", noted)
+    parts = {"artifacts/rgb/part-00004.parquet": part(), "artifacts/frequency/part-00004.parquet": part()}
+    commit_shard(str(tmp_path), 4, parts, [BAD], {}, {"decode": 0.5})
+    assert names[-1] == "commits/00004.json"
+    assert committed_shards(str(tmp_path)) == {4}
+    commit = json.loads((tmp_path / "commits" / "00004.json").read_text())
+    assert commit["parts"]["artifacts/rgb/part-00004.parquet"]["rows"] == 3
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_published_part_is_never_written_again(tmp_path: Path) -> None:
+    """A run that died after its part, or a second run with other rounding: first come, first kept; sums stay right."""
+    path = "artifacts/rgb/part-00000.parquet"
+    first, second = part(1), part(2)
+    (tmp_path / "artifacts" / "rgb").mkdir(parents=True)
+    (tmp_path / path).write_bytes(first)
+    commit = commit_shard(str(tmp_path), 0, {path: second}, [], {}, {})
+    assert (tmp_path / path).read_bytes() == first
+    import hashlib
+
+    assert commit["parts"][path]["sha256"] == hashlib.sha256(first).hexdigest()
+    again = commit_shard(str(tmp_path), 0, {path: second}, [BAD], {}, {})
+    assert again == commit
+
+
+def test_a_damaged_part_without_a_commit_is_replaced(tmp_path: Path) -> None:
+    path = "artifacts/rgb/part-00000.parquet"
+    (tmp_path / "artifacts" / "rgb").mkdir(parents=True)
+    (tmp_path / path).write_bytes(part()[:100])
+    commit_shard(str(tmp_path), 0, {path: part()}, [], {}, {})
+    assert (tmp_path / path).read_bytes() == part()
+
+
+def test_many_writers_of_one_shard_agree(tmp_path: Path) -> None:
+    path = "artifacts/rgb/part-00000.parquet"
+    commits: list[dict[str, object]] = []
+
+    def write(value: int) -> None:
+        commits.append(commit_shard(str(tmp_path), 0, {path: part(value)}, [], {}, {}))
+
+    threads = [threading.Thread(target=write, args=(value,)) for value in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({json.dumps(commit) for commit in commits}) == 1
+    import hashlib
+
+    stored = hashlib.sha256((tmp_path / path).read_bytes()).hexdigest()
+    assert commits[0]["parts"][path]["sha256"] == stored  # type: ignore[index]
+
+
+def test_rejected_rows_in_manifest_order(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    for shard in (2, 0, 1):
+        bad = replace(BAD, image_id=f"{shard}", space="rgb" if shard == 1 else None)
+        commit_shard(output, shard, {}, [bad] if shard else [], {}, {})
+    write_rejected(output, read_commits(output, sorted(committed_shards(output))))
+    table = pq.read_table(tmp_path / "rejected.parquet")
+    assert table["image_id"].to_pylist() == ["1", "2"]
+    assert table["space"].to_pylist() == ["rgb", None]
+
+
+def test_committed_shards_of_nothing(tmp_path: Path) -> None:
+    assert committed_shards(str(tmp_path / "none")) == set()
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=8),
+        st.tuples(
+            st.sampled_from(["u1", "<f4", "<i4", "<f2"]),
+            st.lists(st.integers(0, 4), min_size=0, max_size=4),
+        ),
+        max_size=5,
+    )
+)
+def test_packing_is_lossless(items: dict[str, tuple[str, list[int]]]) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.integers(0, 99, shape).astype(dtype) for name, (dtype, shape) in items.items()}
+    table = pa.table({"id": ["a", None, "c\n"], "n": [1, 2, 3]})
+    back = unpack(pack({**arrays, "_table": table}))
+    assert back.pop("_table") == table
+    assert set(back) == set(arrays)
+    for name, array in arrays.items():
+        assert back[name].dtype == array.dtype  # type: ignore[union-attr]
+        np.testing.assert_array_equal(back[name], array)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_artifact_files_are_deterministic_and_exact(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = pa.table({"image_id": ["a", "b"], "source": ["g", "g"]})
+    projection = Projection(
+        np.array([0, 1]), np.array([1, 2], np.float32), rng.standard_normal((2, 12)).astype(np.float32)
+    )
+    metadata = {"space": "rgb", "shape": [3, 2, 2]}
+    made = [
+        parquet_bytes(
+            artifact_table(rows, projection, pa.array(["r", "s"]), (3, 2, 2), dtype, metadata, inline=True)
+        )
+        for _ in range(2)
+    ]
+    assert made[0] == made[1]
+    table = pq.read_table(pa.BufferReader(made[0]))
+    assert table.schema.field("artifact").type == pa.fixed_shape_tensor(pa.from_numpy_dtype(dtype), (3, 2, 2))
+    expected = projection.artifact_bd.astype(dtype).reshape(2, 3, 2, 2)
+    np.testing.assert_array_equal(to_numpy(table["artifact"]), expected)
+    column = pq.ParquetFile(pa.BufferReader(made[0])).metadata.row_group(0)
+    encodings = {column.column(i).path_in_schema: column.column(i).encodings for i in range(column.num_columns)}
+    assert "BYTE_STREAM_SPLIT" in encodings["artifact.list.element"]
+
+
+def test_tensor_column_round_trip_of_no_rows() -> None:
+    assert to_numpy(pa.chunked_array([tensor_column(np.empty((0, 3, 2), np.float16))])).shape == (0, 3, 2)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from manifpt.errors import ConfigError
+from manifpt.spaces import SpaceSpec, make_space, spec_of
+from manifpt.spaces.pixels import log_spectrum
+
+
+def test_rgb_is_unit_range_without_normalisation() -> None:
+    space = make_space(SpaceSpec(name="rgb", kind="rgb", height_px=2, width_px=2))
+    codes = np.arange(12, dtype=np.uint8).reshape(1, 3, 2, 2) * 23
+    embedding = space.embed(space.encode(codes))
+    assert embedding.dtype == np.float32
+    np.testing.assert_array_equal(embedding, codes.astype(np.float32) / np.float32(255))
+
+
+def test_frequency_is_the_formula_of_the_paper_written_out() -> None:
+    """log(|sum_hw x[h, w] exp(-2 pi i (u h / H + v w / W))| + 1e-12), zero frequency in the middle, for each channel."""
+    rng = np.random.default_rng(0)
+    height_px, width_px = 6, 5
+    image_chw = rng.integers(0, 256, (3, height_px, width_px), dtype=np.uint8)
+    expected = np.empty((3, height_px, width_px))
+    h, w = np.mgrid[:height_px, :width_px]
+    for c in range(3):
+        for u in range(height_px):
+            for v in range(width_px):
+                wave = np.exp(-2j * np.pi * (u * h / height_px + v * w / width_px))
+                magnitude = abs((image_chw[c] / 255 * wave).sum())
+                row, column = (u + height_px // 2) % height_px, (v + width_px // 2) % width_px
+                expected[c, row, column] = np.log(magnitude + 1e-12)
+    np.testing.assert_allclose(log_spectrum(image_chw[None])[0], expected, atol=1e-6)
+
+
+def test_a_black_image_has_a_finite_spectrum() -> None:
+    assert np.allclose(log_spectrum(np.zeros((1, 3, 8, 8), np.uint8)), np.log(1e-12))
+
+
+def test_pixel_spaces_share_their_code() -> None:
+    rgb, frequency = (
+        make_space(SpaceSpec(name=kind, kind=kind, height_px=32, width_px=32)) for kind in ("rgb", "frequency")
+    )
+    assert rgb.code_key == frequency.code_key
+    assert make_space(SpaceSpec(name="rgb", kind="rgb", size_px=32)).code_key != rgb.code_key
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "words"),
+    [
+        ("rbg", {}, "Unknown space 'rbg'; known: rgb"),
+        ("mine", {"mine": {"kind": "wavelet"}}, "kind is one of"),
+        ("mine", {"mine": {"kind": "network", "architectur": "timm:x"}}, "unknown field 'architectur'"),
+        ("../up", {"../up": {"kind": "rgb"}}, "a folder's name"),
+    ],
+)
+def test_what_a_config_can_get_wrong(name: str, own: dict[str, dict[str, str]], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        spec_of(name, own)
+
+
+def test_own_spaces_and_changed_ones() -> None:
+    own = {"mine": {"architecture": "timm:resnet18", "mean": [0.5, 0.5, 0.5]}, "rgb": {"size_px": 64}}
+    mine = spec_of("mine", own)
+    assert (mine.kind, mine.size_px, mine.mean) == ("network", 224, (0.5, 0.5, 0.5))
+    assert spec_of("rgb", own).size_px == 64
+    assert spec_of("frequency", own, size_px=48).size_px == 48
+    assert spec_of("supervised", own).architecture == "torchvision:resnet50"
+    assert SpaceSpec.from_json(mine.identity() | {"weights": None}) == mine
