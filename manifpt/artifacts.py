@@ -13,8 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifpt.projection import Projection
-
 __all__ = ["INLINE_LIMIT_BYTES", "artifact_table", "parquet_bytes", "tensor_column", "to_numpy"]
 
 # Beyond this many bytes a row, `--store auto` keeps neighbour and distance only; a reader makes the artifact again.
@@ -23,30 +21,26 @@ INLINE_LIMIT_BYTES = 128 << 10
 
 def artifact_table(
     rows: pa.Table,
-    projection: Projection,
     neighbor_ids: pa.Array,
+    distance_b: np.ndarray,
+    artifact_bd: np.ndarray | None,
     shape: tuple[int, ...],
-    dtype: str,
     metadata: Mapping[str, Any],
-    *,
-    inline: bool,
 ) -> pa.Table:
     """The rows of one artifact shard.
 
     Args:
         rows: the images' manifest columns and `content_hash`, B rows.
-        projection: of these images; every one has a neighbour.
         neighbor_ids: string [B].
+        distance_b: float32 [B], Euclidean.
+        artifact_bd: [B, D], in the number format to be stored; None: neighbour and distance only.
         shape: of one embedding, `(D,)` or `(3, H, W)`.
-        dtype: `float16` or `float32`, of the stored artifact. Arithmetic was float32; this is the only rounding.
         metadata: becomes the file's key-value metadata, each key under `manifpt.`.
-        inline: whether the artifact is stored, or only neighbour and distance.
     """
     table = rows.append_column(pa.field("neighbor_id", pa.string()), neighbor_ids)
-    table = table.append_column(pa.field("distance", pa.float32()), pa.array(projection.distance_b, pa.float32()))
-    if inline:
-        artifact = projection.artifact_bd.astype(dtype).reshape(-1, *shape)
-        table = table.append_column("artifact", tensor_column(artifact))
+    table = table.append_column(pa.field("distance", pa.float32()), pa.array(distance_b, pa.float32()))
+    if artifact_bd is not None:
+        table = table.append_column("artifact", tensor_column(artifact_bd.reshape(-1, *shape)))
     return table.replace_schema_metadata(
         {f"manifpt.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     )
@@ -70,17 +64,20 @@ def to_numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 def parquet_bytes(table: pa.Table) -> bytes:
     """A Parquet file of a table, the same bytes for the same table.
 
-    Floats are split by byte before zstd, which takes a third off float16; a dictionary would only cost time.
+    float32 is split by byte before zstd, which takes up to a third off. float16 is not: the split would take off a
+    tenth, and DuckDB (2.0) can't read it. A dictionary of numbers would only cost time.
     """
     tensors = [f.name for f in table.schema if isinstance(f.type, pa.FixedShapeTensorType)]
-    floating = [name for name in tensors if pa.types.is_floating(table.schema.field(name).type.value_type)]
+    split = [name for name in tensors if table.schema.field(name).type.value_type == pa.float32()]
+    others = [name for name in table.column_names if name not in tensors]
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
         sink,
         compression="zstd",
-        use_dictionary=[name for name in table.column_names if name not in {*tensors, "distance"}],
-        use_byte_stream_split=[f"{name}.list.element" for name in floating],
+        use_dictionary=[name for name in others if name != "distance"],
+        use_byte_stream_split=[f"{name}.list.element" for name in split],
+        write_statistics=others,
         row_group_size=max(1, len(table)),
     )
     return sink.getvalue().to_pybytes()

@@ -17,7 +17,6 @@ from manifpt.log import event
 __all__ = ["ArtifactsConfig", "IndexConfig", "ReferenceConfig", "parse", "rejection_budget", "run_command"]
 
 OwnSpaces = Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress]
-_ONE_LINE = (tyro.conf.FlagConversionOff,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,9 +106,7 @@ def parse(kind: type[Config], arguments: Sequence[str], program: str) -> Config:
     if known.config:
         default = _from_yaml(kind, known.config)
     epilog = " --config FILE.yaml sets the same names (with _ for -); flags win."
-    return tyro.cli(
-        kind, prog=program, args=rest, default=default, config=_ONE_LINE, description=(kind.__doc__ or "") + epilog
-    )
+    return tyro.cli(kind, prog=program, args=rest, default=default, description=(kind.__doc__ or "") + epilog)
 
 
 def _from_yaml(kind: type[Config], path: str) -> Config:
@@ -127,7 +124,8 @@ def _from_yaml(kind: type[Config], path: str) -> Config:
         if name not in fields:
             raise ConfigError(f"--config {path}: unknown name {name!r}; known: {', '.join(fields)}.")
         if not _fits(value, str(fields[name].type)):
-            raise ConfigError(f"--config {path}: {name} can't be {value!r}; see --help.")
+            hint = "put it in quotes" if isinstance(value, int | float) else "see --help"  # a source named 2024, say
+            raise ConfigError(f"--config {path}: {name} can't be {value!r}; {hint}.")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in loaded.items()}
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
@@ -156,11 +154,12 @@ def rejection_budget(text: str, images: int) -> int:
     try:
         if not text:
             return max(10, images // 100)
-        if text.endswith("%"):
-            return int(images * float(text[:-1]) / 100)
-        return int(text)
-    except ValueError as error:
+        budget = int(images * float(text[:-1]) / 100) if text.endswith("%") else int(text)
+    except (ValueError, OverflowError) as error:
         raise ConfigError(f"--max-rejected is a number of images or a percentage, not {text!r}.") from error
+    if budget < 0:
+        raise ConfigError(f"--max-rejected can't be less than 0: {text!r}.")
+    return budget
 
 
 def run_command(command: Callable[[], None]) -> int:

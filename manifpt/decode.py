@@ -4,10 +4,10 @@ The rule, which is part of every reference bundle as `DECODER`:
 
 - The format is what the bytes say, never what the name says. The header is checked before pixels are decoded.
 - JPEG is decoded whole, at full size: no draft mode, no DCT scaling.
-- EXIF orientation is applied. ICC profiles are ignored: the stored values are the evidence.
+- EXIF orientation is applied where it can be read. ICC profiles are ignored: the stored values are the evidence.
 - Grey is repeated over three channels; palettes are looked up; CMYK is converted as Pillow does.
 - Alpha is dropped, not composited: blending would mix a background of our choice into the generator's pixels.
-- 16 bits a channel keep their high byte.
+- 16 bits a channel keep their high byte (Pillow scales those of a colour PPM). Other depths over 8 are unsupported.
 - Several frames (GIF, APNG, WebP, TIFF) are rejected: which frame would be the image?
 """
 
@@ -21,7 +21,7 @@ import zlib
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, features
 
 from manifpt.errors import BadImage, RejectReason
 
@@ -49,7 +49,7 @@ def decoder_versions() -> dict[str, str]:
 def content_hash(image_hwc: np.ndarray) -> str:
     """BLAKE2b-128, hex, of size and pixels: two files with the same pixels are the same image."""
     digest = hashlib.blake2b(struct.pack("<II", *image_hwc.shape[:2]), digest_size=16)
-    digest.update(np.ascontiguousarray(image_hwc))
+    digest.update(np.ascontiguousarray(image_hwc).data)
     return digest.hexdigest()
 
 
@@ -69,40 +69,103 @@ def decode(data: bytes) -> np.ndarray:
         raise BadImage(RejectReason.EMPTY, "zero bytes")
     if len(data) > MAX_BYTES:
         raise BadImage(RejectReason.TOO_LARGE, f"{len(data)} bytes; the limit is {MAX_BYTES}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's bomb warning, whose limit is higher than ours, and those on metadata
+        image = _opened(data)
+        try:
+            _check_header(image)
+            image.load()
+            return _as_rgb(_upright(image))
+        except Image.DecompressionBombError as error:
+            raise BadImage(RejectReason.TOO_LARGE, str(error)) from error
+        except _DECODE_ERRORS as error:
+            raise _damaged(error, data) from error
+
+
+class _Watched(io.BytesIO):
+    """Remembers whether a reader wanted more than there is."""
+
+    short = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = super().read(size)
+        self.short |= size is not None and len(found) < size
+        return found
+
+
+def _opened(data: bytes) -> Image.Image:
+    stream = _Watched(data)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's bomb warning: our own, lower limit follows
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError as error:
-        raise BadImage(RejectReason.NOT_AN_IMAGE, f"starts with {data[:8]!r}") from error
+        return Image.open(stream, formats=_FORMATS)
+    except UnidentifiedImageError as error:  # also what Pillow says of a header that it can't read to its end
+        if not data.startswith(_SIGNATURES):
+            raise BadImage(RejectReason.NOT_AN_IMAGE, f"starts with {data[:8]!r}") from error
+        reason = RejectReason.TRUNCATED if stream.short else RejectReason.CORRUPT
+        raise BadImage(reason, f"no whole header; starts with {data[:8]!r}") from error
     except Image.DecompressionBombError as error:
         raise BadImage(RejectReason.TOO_LARGE, str(error)) from error
     except _DECODE_ERRORS as error:
-        raise _damaged(error) from error
-    width_px, height_px = image.size
-    if width_px * height_px > MAX_PIXELS:
-        raise BadImage(RejectReason.TOO_LARGE, f"{width_px} x {height_px} pixels; the limit is {MAX_PIXELS}")
-    try:
-        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # an MPO's first frame is the photograph
-            raise BadImage(RejectReason.ANIMATED, f"{image.format} with {image.n_frames} frames")  # type: ignore[attr-defined]
-        image.load()
-        return _as_rgb(ImageOps.exif_transpose(image))
-    except _DECODE_ERRORS as error:
-        raise _damaged(error) from error
+        raise _damaged(error, data) from error
 
+
+def _check_header(image: Image.Image) -> None:
+    """Refuses what must not, or can't, be decoded."""
+    # A TIFF's tiles are decoded whole, however small the image is that they cover.
+    tags = getattr(image, "tag_v2", {})
+    for width_px, height_px in (image.size, (tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0))):
+        if not (isinstance(width_px, int) and isinstance(height_px, int)):  # text times a number is a bomb of its own
+            raise BadImage(RejectReason.CORRUPT, "a tile's size is no number")
+        if width_px * height_px > MAX_PIXELS:
+            raise BadImage(RejectReason.TOO_LARGE, f"{width_px} x {height_px} pixels; the limit is {MAX_PIXELS}")
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # an MPO's first frame is the photograph
+        raise BadImage(RejectReason.ANIMATED, f"{image.format} with {image.n_frames} frames")  # type: ignore[attr-defined]
+    if image.mode in _SIXTEEN_BIT and image.format == "TIFF":
+        kind = (tags.get(_BITS), tags.get(_PHOTOMETRIC), tags.get(_SAMPLE_FORMAT, (1,)))
+        if kind != ((16,), 1, (1,)):  # 12, 32, signed, inverted: Pillow leaves them as they are
+            raise BadImage(RejectReason.UNSUPPORTED, f"TIFF with bits, photometric, sample format {kind}")
+
+
+# The signatures that no text starts with by chance.
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+_BITS, _PHOTOMETRIC, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 258, 262, 274, 322, 323, 339
+_TURNS = dict(
+    enumerate(
+        (
+            Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ),
+        start=2,
+    )
+)  # fmt: skip
 
 # What Pillow's plugins raise on damaged data. A MemoryError is ours to see, not a property of the image.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, EOFError,
-                  AttributeError, AssertionError, RuntimeError, ZeroDivisionError, struct.error, zlib.error)  # fmt: skip
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError,
+                  EOFError, AttributeError, AssertionError, RuntimeError, ZeroDivisionError,
+                  struct.error, zlib.error)  # fmt: skip
 
 
-def _damaged(error: BaseException) -> BadImage:
+def _damaged(error: BaseException, data: bytes) -> BadImage:
     text = f"{type(error).__name__}: {error}"
+    if "Decompressed data too large" in text or "Too much memory used in text chunks" in text:
+        return BadImage(RejectReason.TOO_LARGE, text)
     short = "truncated" in text.lower() or "end of file" in text.lower() or isinstance(error, EOFError)
+    if data[:4] == b"RIFF" and len(data) >= 8:  # WebP's decoder has one word for all damage
+        short = short or len(data) < struct.unpack("<I", data[4:8])[0] + 8
     return BadImage(RejectReason.TRUNCATED if short else RejectReason.CORRUPT, text)
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except _DECODE_ERRORS:  # metadata that contradict their format say nothing of the pixels
+        return image
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
 def _as_rgb(image: Image.Image) -> np.ndarray:
+    """A contiguous array of its own."""
     if image.mode in _SIXTEEN_BIT:
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
@@ -111,7 +174,7 @@ def _as_rgb(image: Image.Image) -> np.ndarray:
     if image.mode in {"P", "PA"}:  # through RGBA, so that a transparent entry keeps its own colour
         image = image.convert("RGBA")
     if image.mode in {"RGBA", "RGBX"}:
-        return np.ascontiguousarray(np.asarray(image)[:, :, :3])
+        return np.asarray(image)[:, :, :3].copy()
     if image.mode in {"LA", "La"}:
         return np.repeat(np.asarray(image)[:, :, :1], 3, axis=2)
     return np.array(image.convert("RGB"))

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifpt.decode import MAX_BYTES
-from manifpt.errors import BadImage, RejectReason
-from manifpt.storage import is_local, store_of
+from manifpt.errors import BadImage, RejectReason, StorageError
+from manifpt.storage import is_local, is_of_storage, store_of
 
 __all__ = ["fetch", "image_column"]
 
@@ -27,7 +27,9 @@ def image_column(schema: pa.Schema) -> str | None:
 
 def _is_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return any(kind.field(i).name == "bytes" and _is_image(kind.field(i).type) for i in range(kind.num_fields))
+        return any(
+            field.name == "bytes" and not pa.types.is_struct(field.type) and _is_image(field.type) for field in kind
+        )
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
@@ -63,6 +65,8 @@ def _guarded(row: dict[str, Any]) -> bytes | BadImage:
         return BadImage(RejectReason.TOO_LARGE, f"{size_bytes} bytes; the limit is {MAX_BYTES}")
     uri = row["uri"]
     try:
+        if row["container"] == "tar" and is_local(uri) and _is_changed(row):
+            return _other_container()
         data = store_of(uri).read(
             uri,
             row["offset"],
@@ -86,7 +90,25 @@ def _as_bad(error: Exception) -> BadImage:
         return BadImage(RejectReason.CHANGED, str(error))
     if isinstance(error, BadImage):
         return error
-    raise error
+    raise StorageError(str(error)) from error
+
+
+def _is_changed(row: dict[str, Any]) -> bool:
+    """Whether a container is another object (on a file system: of another length) than the one that was indexed. Its
+    rows or members may have moved then, and would be read as other images than those of their ids."""
+    etag, uri = row.get("etag"), row["uri"]
+    if etag is None:
+        return False
+    entry = store_of(uri).stat(uri)
+    if entry is None:
+        return False  # reading tells better
+    if is_local(uri):  # the time stamp in it changes with every copy
+        return entry.etag.rpartition("-")[2] != etag.rpartition("-")[2]
+    return entry.etag != etag
+
+
+def _other_container() -> BadImage:
+    return BadImage(RejectReason.CHANGED, "the file that holds it is another one than when it was indexed")
 
 
 def _parquet_cells(rows: list[dict[str, Any]]) -> dict[tuple[str, int], bytes | BadImage]:
@@ -94,14 +116,20 @@ def _parquet_cells(rows: list[dict[str, Any]]) -> dict[tuple[str, int], bytes | 
     wanted: dict[str, list[int]] = defaultdict(list)
     for row in rows:
         wanted[row["uri"]].append(row["offset"])
+    first = {row["uri"]: row for row in reversed(rows)}
     cells: dict[tuple[str, int], bytes | BadImage] = {}
     for uri, numbers in wanted.items():
         try:
+            if _is_changed(first[uri]):
+                cells.update(((uri, number), _other_container()) for number in numbers)
+                continue
             with store_of(uri).open(uri) as stream:
                 cells.update(((uri, number), cell) for number, cell in _read_cells(pq.ParquetFile(stream), numbers))
         except (FileNotFoundError, PermissionError) as error:
             cells.update(((uri, number), _as_bad(error)) for number in numbers)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if is_of_storage(error):
+                raise StorageError(str(error)) from error
             bad = BadImage(RejectReason.CORRUPT, f"Parquet: {error}")
             cells.update(((uri, number), cells.get((uri, number), bad)) for number in numbers)
     return cells
@@ -126,6 +154,8 @@ def _read_cells(file: pq.ParquetFile, numbers: list[int]) -> Iterator[tuple[int,
                 position += len(batch)
                 if position > here[-1]:
                     break
+            for number in [n for n in here if n >= position]:
+                yield number, BadImage(RejectReason.CORRUPT, f"Parquet: row group {group} ends before row {number}")
         remaining = remaining[len(here) :]
         start = stop
     for number in remaining:

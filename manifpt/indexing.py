@@ -1,6 +1,6 @@
-"""Finds images: a folder, an S3 prefix, a tar (WebDataset) or a Parquet file with an image column becomes manifest rows.
+"""Finds images: a folder, S3 prefix, tar (WebDataset) or Parquet file with an image column becomes manifest rows.
 
-Everything streams. Only names, sizes and label columns are read, never pixels: a million keys are a thousand list calls.
+Everything streams. Only names, sizes and label columns are read, never pixels: a million keys, a thousand list calls.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from manifpt.errors import ConfigError
 from manifpt.fetch import image_column
 from manifpt.manifest import COLUMNS
-from manifpt.storage import Entry, normalize, store_of
+from manifpt.storage import Entry, is_of_storage, normalize, store_of
 
 __all__ = ["IndexOptions", "index"]
 
@@ -27,7 +27,7 @@ _FORMATS = {
     "apng": "png", "bmp": "bmp", "gif": "gif", "jfif": "jpeg", "jpe": "jpeg", "jpeg": "jpeg", "jpg": "jpeg",
     "pbm": "ppm", "pgm": "ppm", "png": "png", "pnm": "ppm", "ppm": "ppm", "tif": "tiff", "tiff": "tiff", "webp": "webp",
 }  # fmt: skip
-_COMPRESSED_TARS = ("tar.gz", "tgz", "tar.bz2", "tar.xz", "tar.zst")
+_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _BATCH_ROWS = 16_384
 
 Row = dict[str, Any]
@@ -74,7 +74,7 @@ def index(inputs: Iterable[str], options: IndexOptions, skipped: Counter[str]) -
         raise ConfigError(f"--keep-columns {min(clash)}: the manifest has a column of this name already.")
     held: list[Row] = []
     for given in inputs:
-        for entry in _entries(given):
+        for entry in _entries(given, skipped):
             for found in _found_in(entry, options, skipped):
                 if isinstance(found, pa.RecordBatch):
                     yield found
@@ -87,8 +87,8 @@ def index(inputs: Iterable[str], options: IndexOptions, skipped: Counter[str]) -
         yield _batch(held, options)
 
 
-def _entries(given: str) -> Iterator[Entry]:
-    """The object of exactly this name, or else all below it. Hidden files (`.DS_Store`) are no data."""
+def _entries(given: str, skipped: Counter[str]) -> Iterator[Entry]:
+    """The object of exactly this name, or else all below it."""
     root = normalize(given)
     store = store_of(root)
     empty = True
@@ -96,14 +96,21 @@ def _entries(given: str) -> Iterator[Entry]:
         single = store.stat(root)
         for entry in [single] if single else store.list(root):
             empty = False
-            if not entry.key.rpartition("/")[2].startswith("."):
+            if _is_hidden(entry.key):
+                skipped["hidden"] += 1
+            else:
                 yield entry
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except PermissionError as error:
         raise ConfigError(f"No permission to list {given}: {error}.") from error
     if empty:
         raise ConfigError(f"There is nothing at {given}; check the path, or the bucket and the prefix.")
+
+
+def _is_hidden(key: str) -> bool:
+    """What programs keep beside images, and is no data: `.DS_Store`, `._a.png`, `.thumbnails/a.png`."""
+    return any(part.startswith(".") and part != "." for part in key.split("/"))
 
 
 def _found_in(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Iterator[Row | pa.RecordBatch]:
@@ -116,8 +123,10 @@ def _found_in(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Ite
         yield from _tar_rows(entry, options, skipped)
     elif name.endswith(_COMPRESSED_TARS):
         raise ConfigError(f"{entry.uri} is compressed, so no image can be read by itself; store it as a plain .tar.")
-    elif ending in _FORMATS or not ending:  # keys without an ending are common in content-addressed buckets
-        if options.where or options.keep_columns or options.source_column or options.split_column:
+    elif ending in _FORMATS or not (
+        ending or options.fields()
+    ):  # content-addressed buckets have keys without an ending
+        if options.fields():
             raise ConfigError(f"{entry.uri} is an image file and has no columns; name columns for Parquet or tar only.")
         yield {
             "image_id": entry.key,
@@ -129,17 +138,17 @@ def _found_in(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Ite
             "format": _FORMATS.get(ending),
         }
     else:
-        skipped[ending] += 1
+        skipped[ending or "no ending"] += 1
 
 
-def _source(options: IndexOptions, named: Any, key: str, uri: str) -> str:
+def _source(options: IndexOptions, named: str | None, key: str, uri: str) -> str:
     """Flag, then field, then the first folder level."""
     if options.source is not None:
         return options.source
     if options.source_column is not None:
-        if named is None or named == "":
+        if not named:
             raise ConfigError(f"{uri}: {key} has no value in {options.source_column!r}; correct it or pass --source.")
-        return str(named)
+        return named
     folder, slash, _ = key.partition("/")
     if not slash:
         raise ConfigError(f"{uri} lies in no folder that names its source; pass --source NAME or --source-column.")
@@ -149,31 +158,55 @@ def _source(options: IndexOptions, named: Any, key: str, uri: str) -> str:
 def _batch(rows: list[Row], options: IndexOptions) -> pa.RecordBatch:
     columns = {f.name: pa.array([row.get(f.name) for row in rows], f.type) for f in COLUMNS}
     for name in options.keep_columns:
-        columns[name] = pa.array([row.get(name) for row in rows])
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+        except (ValueError, TypeError, OverflowError) as error:  # Arrow's own errors are among these
+            raise ConfigError(f"--keep-columns {name}: the values have no common type ({error}).") from error
     return pa.RecordBatch.from_pydict(columns)
 
 
 def _tar_rows(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Iterator[Row]:
     """Image members, by sample as WebDataset groups them: neighbours whose names agree up to the first dot."""
-    with store_of(entry.uri).open(entry.uri) as stream, _open_tar(stream, entry.uri) as tar:
+    with _opened(entry.uri) as stream, _open_tar(stream, entry.uri) as tar:
         sample, images, fields = "", [], {}  # type: str, list[tarfile.TarInfo], dict[str, Any]
-        for member in tar:
-            tar.members = []  # tarfile keeps every header it has seen
-            if not member.isfile():
-                continue
-            folder, _, name = member.name.rpartition("/")
-            stem, _, ending = name.partition(".")
-            if f"{folder}/{stem}" != sample:
-                yield from _sample_rows(entry, images, fields, options)
-                sample, images, fields = f"{folder}/{stem}", [], {}
-            last = ending.rpartition(".")[2].lower()
-            if last in _FORMATS or not last:
-                images.append(member)
-            elif last == "json" and options.fields():
-                fields = _json_fields(tar, member, entry.uri)
-            elif last != "json":
-                skipped[last] += 1
+        try:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
+                if member.isdir():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, ending = name.partition(".")
+                if not member.isreg() or member.issparse():
+                    skipped["link or special file in a tar"] += 1
+                    continue
+                if _is_hidden(member.name):
+                    skipped["hidden"] += 1
+                    continue
+                if f"{folder}/{stem}" != sample:
+                    yield from _sample_rows(entry, images, fields, options)
+                    sample, images, fields = f"{folder}/{stem}", [], {}
+                last = ending.rpartition(".")[2].lower()
+                if last in _FORMATS or not last:
+                    images.append(member)
+                elif last == "json" and options.fields():
+                    fields = _json_fields(tar, member, entry.uri)
+                elif last != "json":
+                    skipped[last] += 1
+            stream.seek(tar.offset)
+            if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile stops at a damaged header as if it were the end
+                raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
+        except tarfile.TarError as error:
+            raise ConfigError(f"{entry.uri} is damaged ({error}); write it again, or leave it out.") from error
         yield from _sample_rows(entry, images, fields, options)
+
+
+def _opened(uri: str) -> IO[bytes]:
+    try:
+        return store_of(uri).open(uri)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{uri} is gone since it was listed; index again.") from error
+    except PermissionError as error:
+        raise ConfigError(f"No permission to read {uri}.") from error
 
 
 def _open_tar(stream: Any, uri: str) -> tarfile.TarFile:
@@ -192,20 +225,29 @@ def _json_fields(tar: tarfile.TarFile, member: tarfile.TarInfo, uri: str) -> dic
     return loaded if isinstance(loaded, dict) else {}
 
 
+def _text(value: Any) -> str | None:
+    """A JSON value as the same column of a Parquet file would be written."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value)
+
+
 def _sample_rows(
     entry: Entry, images: list[tarfile.TarInfo], fields: dict[str, Any], options: IndexOptions
 ) -> Iterator[Row]:
     for member in images:
-        if options.where and str(fields.get(options.where[0])) != options.where[1]:
+        if options.where and _text(fields.get(options.where[0])) != options.where[1]:
             continue
-        key = entry.key if "/" in entry.key else member.name
+        # As keys of a file system: bytes that are no UTF-8 as escapes.
+        name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        key = entry.key if "/" in entry.key else name.removeprefix("./")
         yield {
-            "image_id": f"{entry.key}#{member.name}",
+            "image_id": f"{entry.key}#{name}",
             "uri": entry.uri,
             "container": "tar",
             "offset": member.offset_data,
-            "source": _source(options, fields.get(options.source_column or ""), key, entry.uri),
-            "split": fields.get(options.split_column) if options.split_column else options.split,
+            "source": _source(options, _text(fields.get(options.source_column or "")), key, entry.uri),
+            "split": _text(fields.get(options.split_column)) if options.split_column else options.split,
             "size_bytes": member.size,
             "etag": entry.etag,
             "format": _FORMATS.get(member.name.rpartition(".")[2].lower()),
@@ -215,10 +257,12 @@ def _sample_rows(
 
 def _parquet_batches(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
     """Rows of a Parquet file with an image column; one without (metadata beside a tar, say) is skipped."""
-    with store_of(entry.uri).open(entry.uri) as stream:
+    with _opened(entry.uri) as stream:
         try:
             file = pq.ParquetFile(stream)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if is_of_storage(error):
+                raise
             raise ConfigError(f"{entry.uri} is no Parquet file ({error}); write it again, or leave it out.") from error
         schema = file.schema_arrow
         if image_column(schema) is None:
@@ -231,7 +275,12 @@ def _parquet_batches(entry: Entry, options: IndexOptions, skipped: Counter[str])
         row = 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
-            table = file.read_row_group(group, columns=[*options.fields(), *known])
+            try:
+                table = file.read_row_group(group, columns=list(dict.fromkeys([*options.fields(), *known])))
+            except (pa.ArrowException, OSError, ValueError) as error:
+                if is_of_storage(error):
+                    raise
+                raise ConfigError(f"{entry.uri} is damaged ({error}); write it again, or leave it out.") from error
             for start in range(0, rows, _BATCH_ROWS):
                 part = table.slice(start, _BATCH_ROWS)
                 count = min(_BATCH_ROWS, rows - start)
@@ -240,39 +289,53 @@ def _parquet_batches(entry: Entry, options: IndexOptions, skipped: Counter[str])
 
 
 def _parquet_batch(entry: Entry, table: pa.Table, rows: range, options: IndexOptions) -> pa.RecordBatch:
-    count = len(rows)
+    numbers = pa.array(rows, pa.int64())
+    if options.where:
+        wanted = pc.equal(_column(table, options.where[0], pa.string(), entry.uri), options.where[1])
+        table, numbers = table.filter(wanted), numbers.filter(wanted)
+    count = len(numbers)
 
-    def column(name: str, kind: pa.DataType) -> pa.Array:
-        if name not in table.column_names:
+    def asked(name: str) -> pa.Array:
+        return _column(table, name, pa.string(), entry.uri)
+
+    def known(name: str, kind: pa.DataType) -> pa.Array:
+        """Of a column that may be the user's own, and mean something else."""
+        try:
+            return _column(table, name, kind, entry.uri) if name in table.column_names else pa.nulls(count, kind)
+        except ConfigError:
             return pa.nulls(count, kind)
-        return table[name].combine_chunks().cast(kind)
 
-    if options.source_column:
-        source = column(options.source_column, pa.string())
-        if options.source is None and (source.null_count or pc.any(pc.equal(source, "")).as_py()):
+    if options.source is None and options.source_column:
+        source = asked(options.source_column)
+        if source.null_count or pc.any(pc.equal(source, "")).as_py():
             _source(options, None, f"a row among {rows.start} to {rows.stop - 1}", entry.uri)
-    if options.source is not None or not options.source_column:
+    else:
         source = pa.repeat(pa.scalar(_source(options, None, entry.key, entry.uri), pa.string()), count)
-    split = (
-        column(options.split_column, pa.string())
-        if options.split_column
-        else pa.repeat(pa.scalar(options.split, pa.string()), count)
-    )
     columns = {
-        "image_id": pa.array([f"{entry.key}#{row}" for row in rows], pa.string()),
+        "image_id": pa.array([f"{entry.key}#{row}" for row in numbers.to_pylist()], pa.string()),
         "uri": pa.repeat(pa.scalar(entry.uri), count),
         "container": pa.repeat(pa.scalar("parquet"), count),
-        "offset": pa.array(rows, pa.int64()),
+        "offset": numbers,
         "source": source,
-        "split": split,
+        "split": asked(options.split_column)
+        if options.split_column
+        else pa.repeat(pa.scalar(options.split, pa.string()), count),
         "size_bytes": pa.nulls(count, pa.int64()),
         "etag": pa.repeat(pa.scalar(entry.etag), count),
-        "format": pc.utf8_lower(column("format", pa.string())),
-        "width_px": column("width", pa.int32()),
-        "height_px": column("height", pa.int32()),
-        **{name: table[name].combine_chunks() for name in options.keep_columns},
+        "format": pc.utf8_lower(known("format", pa.string())),
+        "width_px": known("width", pa.int32()),
+        "height_px": known("height", pa.int32()),
+        **{name: _column(table, name, None, entry.uri) for name in options.keep_columns},
     }
-    batch = pa.RecordBatch.from_pydict(columns)
-    if options.where:
-        batch = batch.filter(pc.equal(column(options.where[0], pa.string()), options.where[1]))
-    return batch
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _column(table: pa.Table, name: str, kind: pa.DataType | None, uri: str) -> pa.Array:
+    """One column, as `kind` or as the type it has; a dictionary's values, since another file may have another one."""
+    found = table[name].combine_chunks()
+    if kind is None:
+        kind = found.type.value_type if pa.types.is_dictionary(found.type) else found.type
+    try:
+        return found.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ConfigError(f"{uri}: column {name!r} can't be read as {kind} ({error}).") from error

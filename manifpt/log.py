@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import deque
 from typing import Any
 
 from tqdm import tqdm
@@ -15,6 +16,7 @@ from tqdm import tqdm
 __all__ = ["Progress", "event"]
 
 _EVERY_S = 10.0
+_WINDOW_S = 60.0  # of the rate that the ETA follows: shards come in bursts
 
 
 def event(name: str, **fields: Any) -> None:
@@ -36,7 +38,7 @@ class Progress:
     def __init__(self, total: int, done: int, rejected: int) -> None:
         self._total, self._first, self._done, self._rejected = total, done, done, rejected
         self._begin = self._last_line = time.monotonic()
-        self._begin_steady: tuple[float, int] | None = None
+        self._recent: deque[tuple[float, int]] = deque([(self._begin, done)])
         self._bar = (
             tqdm(total=total, initial=done, unit="img", file=sys.stderr, dynamic_ncols=True, smoothing=0.1)
             if sys.stderr.isatty()
@@ -48,25 +50,23 @@ class Progress:
         self._done += images
         self._rejected += rejected
         now = time.monotonic()
-        if self._begin_steady is None:
-            self._begin_steady = (now, self._done)  # what came before was starting up
+        self._recent.append((now, self._done))
+        while len(self._recent) > 2 and now - self._recent[0][0] > _WINDOW_S:
+            self._recent.popleft()
         if self._bar is not None:
             self._bar.set_postfix(rejected=self._rejected, refresh=False)
             self._bar.update(images)
         elif now - self._last_line >= _EVERY_S or self._done == self._total:
             self._last_line = now
-            rate = self.images_per_s
-            left_s = (self._total - self._done) / rate if rate else 0.0
-            event("progress", images=self._done, total=self._total, images_per_s=rate, eta_s=round(left_s),
-                  rejected=self._rejected)  # fmt: skip
+            (begin, before), (_, done) = self._recent[0], self._recent[-1]
+            rate = (done - before) / max(now - begin, 1e-9)
+            event("progress", images=self._done, total=self._total, images_per_s=rate,
+                  eta_s=round((self._total - self._done) / rate), rejected=self._rejected)  # fmt: skip
 
     @property
     def images_per_s(self) -> float:
-        """Since the first shard was done; over the whole time where there was only one."""
-        now = time.monotonic()
-        if self._begin_steady is not None and self._done > self._begin_steady[1]:
-            return (self._done - self._begin_steady[1]) / max(now - self._begin_steady[0], 1e-9)
-        return (self._done - self._first) / max(now - self._begin, 1e-9)
+        """Over the whole run so far, its start-up included."""
+        return (self._done - self._first) / max(time.monotonic() - self._begin, 1e-9)
 
     def close(self) -> None:
         """Ends the bar."""

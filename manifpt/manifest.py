@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifpt.errors import ConfigError
-from manifpt.storage import sha256_of, store_of
+from manifpt.storage import is_of_storage, sha256_of, store_of
 
 __all__ = ["COLUMNS", "REAL", "Manifest", "write_manifest"]
 
@@ -68,7 +68,7 @@ def write_manifest(batches: Iterable[pa.RecordBatch], uri: str) -> int:
         rows, last_id = 0, None
         schema = _unified([run.schema for run in runs])
         with pq.ParquetWriter(merged, schema, compression="zstd") as writer:
-            for table in _merge(runs, schema):
+            for table in _in_row_groups(_merge(runs, schema)):
                 ids = table["image_id"].combine_chunks()
                 _refuse_duplicates(ids, last_id)
                 last_id = ids[-1].as_py()
@@ -81,25 +81,30 @@ def write_manifest(batches: Iterable[pa.RecordBatch], uri: str) -> int:
 
 def _spill(batches: Iterable[pa.RecordBatch], folder: Path) -> Iterator[Path]:
     held: list[pa.RecordBatch] = []
-    count = 0
+    rows, count = 0, 0
 
     def flush() -> Path:
-        nonlocal count
+        nonlocal rows, count
         schema = _unified([batch.schema for batch in held])
         table = pa.concat_tables([pa.table(batch).cast(schema) for batch in held]).sort_by("image_id").combine_chunks()
+        if len(table.to_batches()) != 1:  # combine_chunks keeps chunks that one array can't hold
+            raise ConfigError("The kept columns hold more than 2 GiB in few rows; keep less with --keep-columns.")
         path = folder / f"run-{count}.arrow"
         with pa.ipc.new_file(path, table.schema) as writer:
             writer.write_batch(table.to_batches()[0])
         held.clear()
+        rows = 0
         count += 1
         return path
 
     for batch in batches:
         for start in range(0, len(batch), _RUN_ROWS):
-            held.append(batch.slice(start, _RUN_ROWS))
-            if sum(map(len, held)) >= _RUN_ROWS:
+            part = batch.slice(start, _RUN_ROWS)
+            held.append(part)
+            rows += len(part)
+            if rows >= _RUN_ROWS:
                 yield flush()
-    if sum(map(len, held)):
+    if held:
         yield flush()
 
 
@@ -122,10 +127,23 @@ def _merge(runs: list[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
         starts = ends
 
 
+def _in_row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Cuts at fixed row numbers, and not where runs met: the order of the input must not show in the file's digest."""
+    rest: pa.Table | None = None
+    for table in tables:
+        rest = table if rest is None else pa.concat_tables([rest, table])
+        whole = len(rest) // _ROW_GROUP_ROWS * _ROW_GROUP_ROWS
+        for start in range(0, whole, _ROW_GROUP_ROWS):
+            yield rest.slice(start, _ROW_GROUP_ROWS).combine_chunks()
+        rest = rest.slice(whole)
+    if rest is not None and len(rest):
+        yield rest.combine_chunks()
+
+
 def _unified(schemas: list[pa.Schema]) -> pa.Schema:
     """One schema for inputs that differ in which kept columns they have a type for."""
     try:
-        return pa.unify_schemas(schemas, promote_options="default")
+        return pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ConfigError(f"The inputs give a kept column two types ({error}); index them apart.") from error
 
@@ -155,7 +173,9 @@ class Manifest:
             raise ConfigError(f"There is no manifest {uri}; make one with jobs/index_images.py.") from error
         except PermissionError as error:
             raise ConfigError(f"No permission to read the manifest {uri}.") from error
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if is_of_storage(error):
+                raise
             raise ConfigError(f"{uri} is no Parquet file; make a manifest with jobs/index_images.py.") from error
         self.schema: pa.Schema = self._file.schema_arrow
         missing = [name for name in COLUMNS.names if name not in self.schema.names]

@@ -32,11 +32,14 @@ class Projection:
     Attributes:
         neighbor_b: int64 [B], row of the nearest reference image; -1 where every one was excluded.
         distance_b: float32 [B], Euclidean.
+        second_b: float32 [B], Euclidean, to the second nearest, from the float32 search; infinite where there is none.
+            For statistics only: a first much nearer than the second is a near copy.
         artifact_bd: float32 [B, D], phi(x) - phi(x*); NaN where there is no x*.
     """
 
     neighbor_b: np.ndarray
     distance_b: np.ndarray
+    second_b: np.ndarray
     artifact_bd: np.ndarray
 
 
@@ -97,21 +100,21 @@ class NearestProjector:
         if not np.isfinite(query_bd).all():
             raise ValueError("an embedding is no finite number: the network or its weights are broken")
         if not len(query_bd):
-            return Projection(np.empty(0, np.int64), np.empty(0, np.float32), query_bd)
+            return Projection(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32), query_bd)
         excluded = excluded or [np.empty(0, np.int64)] * len(query_bd)
-        neighbor_b, squared_b, proved_b = self._by_candidates(query_bd, excluded)
+        neighbor_b, squared_b, second_b, proved_b = self._by_candidates(query_bd, excluded)
         for start in range(0, int((~proved_b).sum()), 256):
             again = np.flatnonzero(~proved_b)[start : start + 256]
             neighbor_b[again], squared_b[again] = self._in_float64(query_bd[again], [excluded[b] for b in again])
         artifact_bd = np.full_like(query_bd, np.nan)
         found = np.flatnonzero(neighbor_b >= 0)
         artifact_bd[found] = query_bd[found] - self._embeddings_of(neighbor_b[found])
-        return Projection(neighbor_b, np.sqrt(squared_b).astype(np.float32), artifact_bd)
+        return Projection(neighbor_b, np.sqrt(squared_b).astype(np.float32), second_b, artifact_bd)
 
     def _by_candidates(
         self, query_bd: np.ndarray, excluded: Sequence[np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Best row, squared distance, and whether it is proved, for each query."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Best row, squared distance, distance to the second, and whether the best is proved, for each query."""
         centred_bd = query_bd - self._mean_d
         most = min(max(len(rows) for rows in excluded), _MOST_EXCLUDED)
         k = min(self._count, _CANDIDATES + most)
@@ -136,7 +139,8 @@ class NearestProjector:
         room_b = _rounding(self._dim, norm_b + (norm_b + np.sqrt(squared_b)) * (1 + 1e-6))
         proved_b = (distance_bk[:, -1] - room_b > squared_b) | (k == self._count)
         proved_b &= np.array([len(rows) <= most for rows in excluded]) & np.isfinite(squared_b)
-        return neighbor_b, squared_b, proved_b
+        second_b = np.sort(masked_bk, axis=1)[:, 1] if k > 1 else np.full(len(query_bd), np.inf)
+        return neighbor_b, squared_b, np.sqrt(np.maximum(second_b, 0)).astype(np.float32), proved_b
 
     def _in_float64(self, query_bd: np.ndarray, excluded: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Flat search in float64, then differences for all that its rounding can't tell apart."""

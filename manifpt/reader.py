@@ -98,4 +98,4 @@ class _Again:
             raise ConfigError(f"{row['uri']} can't be read any more ({bad.reason.value}): run again inline.") from bad
         if content_hash(image_hwc) != row["content_hash"]:
             raise ConfigError(f"{row['uri']} was changed since the run: compute its artifacts again.")
-        return self._space.view.of(image_hwc)
+        return self._space.spec.view.of(image_hwc)

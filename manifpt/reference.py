@@ -117,7 +117,7 @@ def finish_bundle(plan: Plan, output: str) -> Bundle:
     Raises:
         ConfigError: no image at all came through.
     """
-    parts: dict[str, list[dict[str, Any]]] = {make_space(spec).code_key: [] for spec in plan.spaces}
+    parts: dict[str, list[dict[str, Any]]] = {spec.code_key: [] for spec in plan.spaces}
     for commit in read_commits(output, range(plan.shards)):
         for path, part in sorted(commit["parts"].items()):
             parts[path.split("/")[1]].append({"path": path, "rows": part["rows"], "sha256": part["sha256"]})
@@ -148,7 +148,7 @@ def finish_bundle(plan: Plan, output: str) -> Bundle:
 def _dim(spec: SpaceSpec, output: str, parts: dict[str, list[dict[str, Any]]]) -> int:
     """Numbers an embedding of a space has, seen on one."""
     space = make_space(spec)
-    return int(space.embed(codes_of(_read_part(output, parts[space.code_key][0]["path"]))[:1]).size)
+    return int(space.embed(codes_of(_read_part(output, parts[spec.code_key][0]["path"]))[:1]).size)
 
 
 def _write_reference_table(plan: Plan, output: str) -> int:
@@ -219,7 +219,7 @@ class Reference:
         self._threads = threads
 
     def _verified_parts(self, bundle: Bundle) -> Iterator[pa.Table]:
-        for part in bundle.parts[self.space.code_key]:
+        for part in bundle.parts[self.space.spec.code_key]:
             uri = join(bundle.uri, part["path"])
             try:
                 data = store_of(uri).read(uri)

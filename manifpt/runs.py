@@ -23,7 +23,7 @@ from manifpt.manifest import Manifest, write_manifest
 from manifpt.plan import Plan, auto_shard_rows, publish_plan
 from manifpt.reference import Bundle, finish_bundle, library_versions, open_bundle
 from manifpt.shards import committed_shards, read_commits, write_rejected
-from manifpt.spaces import SpaceSpec, make_space, spec_of
+from manifpt.spaces import SpaceSpec, spec_of
 from manifpt.spaces.weights import resolve_weights
 from manifpt.storage import join, normalize, store_of
 
@@ -170,7 +170,7 @@ def _with_sizes(specs: list[SpaceSpec], manifest: Manifest) -> list[SpaceSpec]:
     native: tuple[int, int] | None = None
     out = []
     for spec in specs:
-        view = make_space(spec).view
+        view = spec.view
         if view.height_px is None or view.width_px is None:
             native = native or _first_size(manifest)
             out.append(replace(spec, height_px=native[0], width_px=native[1]))
@@ -194,7 +194,7 @@ def _first_size(manifest: Manifest) -> tuple[int, int]:
 def _shard_rows(asked: int | None, specs: Iterable[SpaceSpec]) -> int:
     if asked is not None and asked < 1:
         raise ConfigError(f"--shard-rows must be at least 1, not {asked}.")
-    views = {space.view.key: space.view for space in map(make_space, specs)}.values()
+    views = {spec.view.key: spec.view for spec in specs}.values()
     return asked or auto_shard_rows(sum(3 * (view.height_px or 0) * (view.width_px or 0) for view in views))
 
 

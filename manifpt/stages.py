@@ -33,6 +33,11 @@ __all__ = ["Encoder", "Projecting", "Shard", "commit_artifacts", "commit_codes",
 
 Shard = dict[str, Any]
 
+_LEFT_OUT, _COPY, _NEAR_COPIES = 1, 2, 3
+# An image whose nearest is less than half as far as its second nearest is a re-encoded or retouched copy of it: the
+# ratio is near one for independent images. It is counted, not kept out, since only a person can tell which it is.
+_NEAR_COPY = 0.5
+
 # What `fetch` needs travels on: a lazy artifact is made again from its image.
 _CARRIED = ["image_id", "uri", "container", "offset", "size_bytes", "source", "split"]
 _REJECTED = pa.schema([pa.field(name, pa.string()) for name in Rejected.__dataclass_fields__])
@@ -47,9 +52,9 @@ def decode_rows(plan: Plan, shard: int) -> Shard:
     manifest.close()
     views: dict[str, View] = {}
     spaces_of: dict[str, list[str]] = {}
-    for space in map(make_space, plan.spaces):
-        views[space.view.key] = space.view
-        spaces_of.setdefault(space.view.key, []).append(space.spec.name)
+    for spec in plan.spaces:
+        views[spec.view.key] = spec.view
+        spaces_of.setdefault(spec.view.key, []).append(spec.name)
 
     pixels: dict[str, list[np.ndarray]] = {key: [] for key in views}
     index: dict[str, list[int]] = {key: [] for key in views}
@@ -111,16 +116,16 @@ class Encoder:
 
     def __init__(self, specs: Iterable[SpaceSpec], threads: int = 1, device: str = "cpu") -> None:
         self._spaces: dict[str, Space] = {}
-        for space in (make_space(spec, threads, device) for spec in specs):
-            self._spaces.setdefault(space.code_key, space)
+        for spec in specs:
+            self._spaces[spec.code_key] = make_space(spec, threads, device)
 
     def __call__(self, shard: Shard) -> Shard:
         begin = time.perf_counter()
         out = {key: value for key, value in shard.items() if not key.startswith(("view:", "index:"))}
         for key, space in self._spaces.items():
-            views_bchw = shard[f"view:{space.view.key}"]
+            views_bchw = shard[f"view:{space.spec.view.key}"]
             out[f"code:{key}"] = space.encode(views_bchw) if len(views_bchw) else np.empty((0, 1), np.float32)
-            out[f"index:{key}"] = shard[f"index:{space.view.key}"]
+            out[f"index:{key}"] = shard[f"index:{space.spec.view.key}"]
         out["seconds:encode"] = np.array(time.perf_counter() - begin)
         return out
 
@@ -144,16 +149,17 @@ class Projecting:
         rows: pa.Table = shard["rows"]
         begin = time.perf_counter()
         for name, reference in self._references.items():
-            index = shard[f"index:{reference.space.code_key}"]
-            codes = shard[f"code:{reference.space.code_key}"]
+            index = shard[f"index:{reference.space.spec.code_key}"]
+            codes = shard[f"code:{reference.space.spec.code_key}"]
             of_space = rows.take(pa.array(index))
-            projection, same = _project(reference, of_space, codes)
+            projection, twins = _project(reference, of_space, codes)
             out[f"index:{name}"] = index
-            out[f"same:{name}"] = same
+            out[f"twins:{name}"] = twins
             out[f"neighbor:{name}"] = pa.table({"id": reference.image_ids.take(pa.array(projection.neighbor_b))})
             out[f"distance:{name}"] = projection.distance_b
             out[f"shape:{name}"] = np.array(reference.shape)
             if name in self._plan.inline:
+                # float32 so far: the only rounding of what is stored
                 out[f"artifact:{name}"] = projection.artifact_bd.astype(self._plan.dtype)
         out["seconds:project"] = np.array(time.perf_counter() - begin)
         return out
@@ -166,11 +172,11 @@ def _project(reference: Reference, rows: pa.Table, codes: np.ndarray) -> tuple[P
     with its pixels (leave-one-out). A generated image may: it is a copy, and its artifact is rightly zero.
 
     Returns:
-        The projection, and int8 [B]: 1 where a reference image has the same pixels and was kept out, 2 where it has the
-        same pixels and was not.
+        The projection, and int8 [B], what the reference has of each image: nothing (0), its very pixels, kept out (1)
+        or not (2), or a near copy (3).
     """
     excluded: list[np.ndarray] = []
-    same = np.zeros(len(rows), np.int8)
+    found = np.zeros(len(rows), np.int8)
     for b, row in enumerate(rows.select(["image_id", "uri", "source", "content_hash"]).to_pylist()):
         twins = reference.rows_with(row["content_hash"])
         itself = any(
@@ -178,7 +184,7 @@ def _project(reference: Reference, rows: pa.Table, codes: np.ndarray) -> tuple[P
             for i in twins.tolist()
         )
         keep_out = len(twins) > 0 and (row["source"] == REAL or itself)
-        same[b] = (1 if keep_out else 2) if len(twins) else 0
+        found[b] = (_LEFT_OUT if keep_out else _COPY) if len(twins) else 0
         excluded.append(twins if keep_out else twins[:0])
     if not len(rows):
         codes = np.empty((0, *reference.codes.shape[1:]), reference.codes.dtype)
@@ -186,7 +192,9 @@ def _project(reference: Reference, rows: pa.Table, codes: np.ndarray) -> tuple[P
     projection = reference.projector.project(embeddings_bd, excluded)
     if (projection.neighbor_b < 0).any():
         raise ConfigError("A real image has no other image in the reference: build it from more than this one image.")
-    return projection, same
+    near = (found == 0) & (projection.distance_b < _NEAR_COPY * projection.second_b) & np.isfinite(projection.second_b)
+    found[near] = _NEAR_COPIES
+    return projection, found
 
 
 def commit_artifacts(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
@@ -200,7 +208,7 @@ def commit_artifacts(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
         rows = shard["rows"].take(pa.array(shard[f"index:{name}"]))
         inline = name in plan.inline
         distance_b = shard[f"distance:{name}"]
-        projection = Projection(np.empty(0, np.int64), distance_b, shard[f"artifact:{name}"] if inline else np.empty(0))
+        artifact_bd = shard[f"artifact:{name}"] if inline else None
         shape = tuple(int(n) for n in shard[f"shape:{name}"])
         metadata = {
             "space": name,
@@ -212,25 +220,27 @@ def commit_artifacts(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
             "spec": spec.identity(),
         }
         neighbors = shard[f"neighbor:{name}"]["id"].combine_chunks()
-        table = artifact_table(rows, projection, neighbors, shape, plan.dtype, metadata, inline=inline)
+        table = artifact_table(rows, neighbors, distance_b, artifact_bd, shape, metadata)
         parts[f"artifacts/{name}/part-{number:05d}.parquet"] = parquet_bytes(table)
-        statistics[name] = _statistics(rows["source"], distance_b, shard[f"same:{name}"])
+        statistics[name] = _statistics(rows["source"], distance_b, shard[f"twins:{name}"])
     return _commit(output, shard, parts, statistics, begin)
 
 
-def _statistics(sources: pa.ChunkedArray, distance_b: np.ndarray, same: np.ndarray) -> dict[str, dict[str, float]]:
+def _statistics(sources: pa.ChunkedArray, distance_b: np.ndarray, twins_b: np.ndarray) -> dict[str, dict[str, float]]:
     """Mergeable sums by source."""
     names = np.array(sources.to_pylist(), dtype=object)
     out = {}
     for source in sorted(set(names)):
         distances = distance_b[names == source].astype(np.float64)
+        twins = twins_b[names == source]
         out[source] = {
             "images": len(distances),
             "distance_sum": float(distances.sum()),
             "distance_min": float(distances.min()),
             "distance_max": float(distances.max()),
-            "left_out": int((same[names == source] == 1).sum()),
-            "copies": int((same[names == source] == 2).sum()),
+            "left_out": int((twins == _LEFT_OUT).sum()),
+            "copies": int((twins == _COPY).sum()),
+            "near_copies": int((twins == _NEAR_COPIES).sum()),
         }
     return out
 

@@ -7,6 +7,7 @@ must be new) on a file system, one PUT on S3. Reads raise `BadImage`-ready error
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -18,11 +19,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from manifpt.errors import ConfigError
 
-__all__ = ["Entry", "Store", "is_local", "join", "normalize", "sha256_of", "store_of"]
+__all__ = ["Entry", "Store", "is_local", "is_of_storage", "join", "normalize", "sha256_of", "store_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,18 @@ def normalize(uri: str) -> str:
     """One spelling a place: `s3://bucket/key` as it is, a local path absolute, `file://` as the path it names.
 
     Raises:
-        ConfigError: another scheme.
+        ConfigError: another scheme or host, no bucket, nothing at all.
     """
+    if not uri:
+        raise ConfigError("An empty path; is a shell variable unset?")  # abspath would make the working folder of it
     if uri.startswith("s3://"):
-        if not urlsplit(uri).netloc:
+        if not uri[len("s3://") :].partition("/")[0]:
             raise ConfigError(f"{uri!r} names no bucket; write s3://bucket/prefix.")
         return uri.rstrip("/")
     if uri.startswith("file://"):
+        uri = uri.replace("file://localhost/", "file:///", 1)
+        if not uri.startswith("file:///"):
+            raise ConfigError(f"{uri!r} names another host; write file:///path, with three slashes.")
         return os.path.abspath(os.fsdecode(_unquote_bytes(uri[len("file://") :])))
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri):
         raise ConfigError(f"{uri!r}: unknown scheme; use a path, file:// or s3://.")
@@ -100,10 +106,17 @@ def _unquote_bytes(path: str) -> bytes:
 
 
 def is_local(uri: str) -> bool:
+    """Whether a URI of `normalize` is a file's."""
     return not uri.startswith("s3://")
 
 
+def is_of_storage(error: BaseException) -> bool:
+    """Whether an error that came through pyarrow is storage's: damaged data are an `OSError` too, but have no number."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
 def join(uri: str, *parts: str) -> str:
+    """The URI of what lies below."""
     return "/".join((uri.rstrip("/"), *parts))
 
 
@@ -151,7 +164,10 @@ class LocalStore:
             self._publish(_path(uri), file, new=False)
 
     def open(self, uri: str) -> IO[bytes]:
-        return open(_path(uri), "rb")  # the caller's `with` closes it
+        try:
+            return open(_path(uri), "rb")  # the caller's `with` closes it
+        except (IsADirectoryError, NotADirectoryError) as error:
+            raise FileNotFoundError(str(error)) from error
 
     def stat(self, uri: str) -> Entry | None:
         path = _path(uri)
@@ -159,25 +175,34 @@ class LocalStore:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return None if stat.S_ISDIR(status.st_mode) else _entry(os.path.basename(path), path, status)
+        return _entry(os.path.basename(path), path, status) if stat.S_ISREG(status.st_mode) else None
 
     def list(self, uri: str) -> Iterator[Entry]:
         return self._walk(_path(uri), b"", ())
 
     def _walk(self, folder: bytes, prefix: bytes, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-        here = os.stat(folder)
-        if (here.st_dev, here.st_ino) in ancestors:
-            return  # a symbolic link to a folder above
+        try:
+            here = os.stat(folder)
+            if (here.st_dev, here.st_ino) in ancestors:
+                return  # a symbolic link to a folder above
+            entries = os.scandir(folder)
+        except FileNotFoundError:
+            if ancestors:
+                return  # deleted since its parent was listed, which must not end the whole listing
+            raise
         ancestors = (*ancestors, (here.st_dev, here.st_ino))
-        with os.scandir(folder) as entries:
+        with entries:
             for entry in entries:
-                if entry.is_dir():
-                    yield from self._walk(entry.path, prefix + entry.name + b"/", ancestors)
-                    continue
                 try:
-                    yield _entry(prefix + entry.name, entry.path, entry.stat())
-                except FileNotFoundError:  # a dangling link, or deleted since
-                    continue
+                    status = entry.stat()
+                except OSError as error:
+                    if error.errno in (errno.ENOENT, errno.ELOOP):  # deleted since; a link to nothing, or to itself
+                        continue
+                    raise
+                if stat.S_ISDIR(status.st_mode):
+                    yield from self._walk(entry.path, prefix + entry.name + b"/", ancestors)
+                elif stat.S_ISREG(status.st_mode):  # to read a pipe would wait forever
+                    yield _entry(prefix + entry.name, entry.path, status)
 
     def clean(self, uri: str) -> None:
         folder = _path(uri)
@@ -226,13 +251,19 @@ class LocalStore:
 
 
 def _writer_tag() -> bytes:
-    return f"{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex[:8]}".encode()
+    return b"%s~%d~%s" % (_host(), os.getpid(), uuid.uuid4().hex[:8].encode())
+
+
+def _host() -> bytes:
+    """Whole, since on a shared file system `a.example.com` must not judge for `b.example.com`; without its dots, which
+    separate the parts of a temporary name."""
+    return socket.gethostname().replace(".", "_").encode()
 
 
 def _owner_is_gone(name: bytes) -> bool:
     host, _, rest = name.removesuffix(b".tmp").rpartition(b".")[2].partition(b"~")
     pid = rest.partition(b"~")[0]
-    if host != socket.gethostname().encode().rpartition(b".")[2] or not pid.isdigit():
+    if host != _host() or not pid.isdigit():
         return False  # another host's: not ours to judge
     try:
         os.kill(int(pid), 0)

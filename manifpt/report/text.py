@@ -21,20 +21,21 @@ def say_reference(summary: dict[str, Any], output: str) -> str:
 
 def say_artifacts(summary: dict[str, Any], output: str) -> str:
     """After `compute_artifacts`."""
-    rate = f", {summary['images_per_s']:,.0f} images/s once running" if summary["images_per_s"] else ""
+    rate = f", {summary['images_per_s']:,.0f} images/s" if summary["images_per_s"] else ""
     projected = summary["images"] - summary["rejected"]["images"]
+    done = summary["shards"] - summary["shards_computed"]
+    before = f", {done} shards were done before" if done else ""
     lines = [
-        f"Projected {projected:,} images in {_duration(summary['seconds'])}{rate}: "
-        f"{summary['shards_computed']} of {summary['shards']} shards computed, the others were there.",
+        f"Projected {projected:,} images in {_duration(summary['seconds'])}{rate}{before}.",
         *_rejected(summary, output),
         "",
-        f"  {'space':<16}{'source':<24}{'images':>8}  {'distance to x*':>16}   real twins left out / copies",
+        f"  {'space':<16}{'source':<26}{'images':>8}{'mean |a|':>12}   in reference: left out / copies / near copies",
     ]
     for space, sources in summary["spaces"].items():
         for source, found in sources.items():
             lines.append(
-                f"  {space:<16}{source:<24}{found['images']:>8}  {found['distance_mean']:>16.3f}   "
-                f"{found['left_out']} / {found['copies']}"
+                f"  {space:<16}{source:<26}{found['images']:>8}{found['distance_mean']:>12.3f}   "
+                f"{found['left_out']} / {found['copies']} / {found['near_copies']}"
             )
     lines += ["", f"  shards   {join(output, 'artifacts')}", f"  summary  {join(output, 'summary.json')}"]
     lines += [f"  picture  {join(output, 'preview.png')}"]

@@ -8,8 +8,9 @@
 4. Each model draws 500 images. Nothing is picked by hand or filtered: what is drawn first is what is stored.
 
 Every image, real or generated, ends in the same ``quantise``: grey levels in steps of 3, which are 86 levels. The
-8x8 originals have 17. It keeps the file small, and no source can be told by which grey levels it uses. The PNGs hold
-their data uncompressed, because Parquet's zstd then works across images and the file gets smaller.
+8x8 originals have 17. It keeps the file small and gives all sources one set of grey levels (how often each level
+occurs still differs between them). The PNGs hold their data uncompressed, because Parquet's zstd then works across
+images and the file gets smaller.
 
 Needs scikit-learn, which the package itself does not. The same seed on the same machine with the same library versions
 gives the same pixels. Another processor sums floats in another order and gives slightly different ones.
@@ -419,6 +420,7 @@ def write(rows: list[dict[str, object]], facts: dict[str, object], output: Path)
 
 
 def main() -> None:
+    """Train all four generators, print one line for each and write the file."""
     import sklearn
     from sklearn.model_selection import train_test_split
 

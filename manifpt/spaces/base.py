@@ -4,7 +4,7 @@ Legend: B images, C channels, H W pixels, S side of a square view in pixels.
 
 A space sees an image in three steps, so that what crosses processes and lies in a bundle stays small:
 
-1. *view*: decoded pixels, at the size the space asks for, uint8 (`View.of`, CPU);
+1. *view*: decoded pixels, at the size the space asks for, uint8 (`SpaceSpec.view`, CPU);
 2. *code*: `Space.encode`, the expensive part, on the accelerator: a network's features; in a pixel space the view;
 3. *embedding*: `Space.embed`, cheap, float32, where the projection happens: phi(x) of the paper.
 """
@@ -109,6 +109,22 @@ class SpaceSpec:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
+    @property
+    def view(self) -> View:
+        """The pixels it sees."""
+        if self.kind == "network":  # small images are enlarged, never padded
+            size_px = self.size_px or 224
+            return View(size_px, size_px, resized=True, min_px=self.min_px or 16)
+        if self.size_px is None:
+            return View(self.height_px, self.width_px, resized=False, min_px=self.min_px or 8)
+        # Enlarging would invent pixels, and with them a spectrum.
+        return View(self.size_px, self.size_px, resized=True, min_px=self.min_px or self.size_px)
+
+    @property
+    def code_key(self) -> str:
+        """Spaces with equal keys have equal codes, which are computed, moved and stored once."""
+        return self.name if self.kind == "network" else self.view.key
+
     def identity(self) -> dict[str, Any]:
         """What makes the numbers: all but where the weight file lies."""
         found = asdict(self)
@@ -135,16 +151,6 @@ class Space(Protocol):
     """An embedding phi. Implementations are made from their spec alone, on any machine."""
 
     spec: SpaceSpec
-
-    @property
-    def view(self) -> View:
-        """The pixels it sees."""
-        ...
-
-    @property
-    def code_key(self) -> str:
-        """Spaces with equal keys have equal codes, which are computed, moved and stored once."""
-        ...
 
     def encode(self, views_bchw: np.ndarray) -> np.ndarray:
         """uint8 [B, 3, H, W] -> codes [B, ...], uint8 or float32. May use the accelerator."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from manifpt.errors import ConfigError
-from manifpt.spaces.base import SpaceSpec, View
+from manifpt.spaces.base import SpaceSpec
 from manifpt.spaces.weights import load_state
 
 __all__ = ["NetworkSpace", "build_network"]
@@ -30,15 +30,6 @@ class NetworkSpace:
         self._threads = threads
         self._device = torch.device(device)
         self._network: nn.Module | None = None
-
-    @property
-    def view(self) -> View:
-        size_px = self.spec.size_px or 224
-        return View(size_px, size_px, resized=True, min_px=self.spec.min_px or 16)
-
-    @property
-    def code_key(self) -> str:
-        return self.spec.name
 
     def encode(self, views_bchw: np.ndarray) -> np.ndarray:
         """uint8 [B, 3, S, S] -> float32 [B, D]. float32 throughout: TF32 stays off."""

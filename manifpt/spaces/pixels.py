@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from manifpt.spaces.base import SpaceSpec, View
+from manifpt.spaces.base import SpaceSpec
 
 __all__ = ["EPSILON", "FrequencySpace", "RgbSpace", "log_spectrum"]
 
@@ -17,18 +17,6 @@ EPSILON = 1e-12
 class _PixelSpace:
     def __init__(self, spec: SpaceSpec) -> None:
         self.spec = spec
-
-    @property
-    def view(self) -> View:
-        spec = self.spec
-        if spec.size_px is None:
-            return View(spec.height_px, spec.width_px, resized=False, min_px=spec.min_px or 8)
-        # Enlarging would invent pixels, and with them a spectrum.
-        return View(spec.size_px, spec.size_px, resized=True, min_px=spec.min_px or spec.size_px)
-
-    @property
-    def code_key(self) -> str:
-        return self.view.key
 
     def encode(self, views_bchw: np.ndarray) -> np.ndarray:
         """The view itself: uint8 [B, 3, H, W]."""

@@ -52,11 +52,11 @@ def ray_head(
         )
     try:
         _wait_until_up(environment, process, Path(folder) / "head.log")
-        yield {**environment, "MANIFPT_TEST_DASHBOARD": f"http://127.0.0.1:{dashboard_port}"}
+        yield {**environment, "TEST_DASHBOARD": f"http://127.0.0.1:{dashboard_port}", "TEST_FOLDER": folder}
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
+            process.wait(3)
         end_processes_of(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -69,6 +69,19 @@ def _wait_until_up(environment: Mapping[str, str], process: subprocess.Popen[byt
             return
         time.sleep(0.25)
     raise RuntimeError(f"Ray did not come up: {log.read_text(errors='replace')[-3000:]}")
+
+
+def workers_of(env: Mapping[str, str], titles: tuple[str, ...] = ("MapBatches", "MapWorker")) -> list[psutil.Process]:
+    """This head's processes that run a stage now; Ray writes the stage into the title of the process."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            title = " ".join(process.cmdline())
+            if title.startswith("ray::") and any(part in title for part in titles):
+                parent = process.parent()
+                if parent is not None and any(env["TEST_FOLDER"] in part for part in parent.cmdline()):
+                    found.append(process)
+    return found
 
 
 def end_processes_of(folder: str) -> None:

@@ -110,7 +110,11 @@ def test_weights_of_another_architecture_are_refused(state: dict[str, torch.Tens
 
 @pytest.mark.parametrize(
     ("architecture", "words"),
-    [("torchvision:resnet5", "no model"), ("timm:resnet5", "no model"), ("keras:vgg", "architecture is torchvision:NAME")],
+    [
+        ("torchvision:resnet5", "no model"),
+        ("timm:resnet5", "no model"),
+        ("keras:vgg", "architecture is torchvision:NAME"),
+    ],
 )
 def test_unknown_architectures(architecture: str, words: str) -> None:
     spec = replace(spec_with("x"), architecture=architecture)

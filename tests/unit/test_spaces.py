@@ -17,7 +17,7 @@ def test_rgb_is_unit_range_without_normalisation() -> None:
 
 
 def test_frequency_is_the_formula_of_the_paper_written_out() -> None:
-    """log(|sum_hw x[h, w] exp(-2 pi i (u h / H + v w / W))| + 1e-12), zero frequency in the middle, for each channel."""
+    """log(|sum_hw x[h, w] exp(-2 pi i (u h / H + v w / W))| + 1e-12), zero frequency in the middle, a channel."""
     rng = np.random.default_rng(0)
     height_px, width_px = 6, 5
     image_chw = rng.integers(0, 256, (3, height_px, width_px), dtype=np.uint8)
@@ -38,11 +38,9 @@ def test_a_black_image_has_a_finite_spectrum() -> None:
 
 
 def test_pixel_spaces_share_their_code() -> None:
-    rgb, frequency = (
-        make_space(SpaceSpec(name=kind, kind=kind, height_px=32, width_px=32)) for kind in ("rgb", "frequency")
-    )
+    rgb, frequency = (SpaceSpec(name=kind, kind=kind, height_px=32, width_px=32) for kind in ("rgb", "frequency"))
     assert rgb.code_key == frequency.code_key
-    assert make_space(SpaceSpec(name="rgb", kind="rgb", size_px=32)).code_key != rgb.code_key
+    assert SpaceSpec(name="rgb", kind="rgb", size_px=32).code_key != rgb.code_key
 
 
 @pytest.mark.parametrize(

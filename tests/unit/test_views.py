@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from manifpt.errors import BadImage, RejectReason
+from manifpt.spaces.base import View
+
+RNG = np.random.default_rng(0)
+
+
+def image_of(height: int, width: int) -> np.ndarray:
+    return RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def resized(height: int, width: int, min_px: int = 1) -> View:
+    return View(height, width, resized=True, min_px=min_px)
+
+
+class TestNative:
+    def test_same_size_is_the_image_itself(self) -> None:
+        image = image_of(5, 7)
+        view = View(5, 7, resized=False, min_px=1).of(image)
+        assert view.shape == (3, 5, 7)
+        assert view.flags.c_contiguous
+        np.testing.assert_array_equal(view, image.transpose(2, 0, 1))
+
+    @pytest.mark.parametrize("size", [(5, 8), (7, 5), (6, 7), (10, 14)])
+    def test_another_size_is_refused(self, size: tuple[int, int]) -> None:
+        with pytest.raises(BadImage) as caught:
+            View(5, 7, resized=False, min_px=1).of(image_of(*size))
+        assert caught.value.reason is RejectReason.SIZE_MISMATCH
+        assert f"{size[1]} x {size[0]}" in caught.value.detail
+
+
+class TestTooSmall:
+    @pytest.mark.parametrize("size", [(15, 100), (100, 15), (15, 15)])
+    @pytest.mark.parametrize("native", [True, False])
+    def test_under_the_least_side(self, size: tuple[int, int], native: bool) -> None:
+        with pytest.raises(BadImage) as caught:
+            View(32, 32, resized=not native, min_px=16).of(image_of(*size))
+        assert caught.value.reason is RejectReason.TOO_SMALL
+
+    def test_exactly_the_least_side(self) -> None:
+        assert resized(32, 32, min_px=16).of(image_of(16, 16)).shape == (3, 32, 32)
+
+
+class TestResized:
+    @settings(max_examples=150, deadline=None)
+    @given(*[st.integers(1, 150)] * 4)
+    def test_any_size_to_any_size(self, height: int, width: int, to_height: int, to_width: int) -> None:
+        view = resized(to_height, to_width).of(np.full((height, width, 3), 200, np.uint8))
+        assert view.shape == (3, to_height, to_width)
+        assert view.dtype == np.uint8
+        assert (view == 200).all()  # a black frame, or one of half the brightness, would be padding
+
+    @pytest.mark.parametrize("size", [(64, 128), (128, 64), (65, 128), (100, 103)])
+    def test_aspect_ratio_and_centre(self, size: tuple[int, int]) -> None:
+        """A disc in the centre stays a disc in the centre."""
+        y, x = np.mgrid[: size[0], : size[1]]
+        inside = np.hypot(y - (size[0] - 1) / 2, x - (size[1] - 1) / 2) < 20
+        view = resized(32, 32).of(np.repeat(np.where(inside, 255, 0).astype(np.uint8)[:, :, None], 3, axis=2))
+        found = view[0] > 127
+        radius = 20 * 32 / min(size)
+        assert abs(found.sum() - np.pi * radius**2) < 0.06 * np.pi * radius**2
+        np.testing.assert_allclose(np.argwhere(found).mean(axis=0), 15.5, atol=0.3)
+        assert abs(int(found.any(axis=0).sum()) - int(found.any(axis=1).sum())) <= 1
+
+    def test_crop_takes_the_middle(self) -> None:
+        image = np.zeros((32, 96, 3), np.uint8)
+        image[:, 32:64] = 255
+        assert (resized(32, 32).of(image) == 255).all()
+        assert (resized(32, 32).of(image.transpose(1, 0, 2)) == 255).all()
+
+    def test_same_height_only_crops(self) -> None:
+        image = image_of(32, 96)
+        np.testing.assert_array_equal(resized(32, 32).of(image), image[:, 32:64].transpose(2, 0, 1))
+
+    @pytest.mark.parametrize("factor", [2, 3, 4, 8])
+    def test_checkerboard_becomes_grey(self, factor: int) -> None:
+        """The highest frequency there is must vanish, and not fold into a lower one."""
+        board = ((np.indices((128, 128)).sum(axis=0) % 2) * 255).astype(np.uint8)
+        side = 128 // factor
+        view = resized(side, side).of(np.repeat(board[:, :, None], 3, axis=2)).astype(int)
+        inner = view[:, 2:-2, 2:-2]
+        assert np.abs(inner - 127.5).max() <= 4
+
+    def test_no_reduction_in_steps(self) -> None:
+        image = image_of(200, 200)
+        expected = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+        np.testing.assert_array_equal(resized(32, 32).of(image), expected)
+
+    def test_transposed_image_gives_transposed_view(self) -> None:
+        image = image_of(50, 81)
+        one, other = resized(24, 24).of(image), resized(24, 24).of(image.transpose(1, 0, 2))
+        assert np.abs(one.astype(int) - other.transpose(0, 2, 1)).max() <= 1
+
+    def test_does_not_change_its_input(self) -> None:
+        image = image_of(50, 81)
+        before = image.copy()
+        image.setflags(write=False)
+        resized(24, 24).of(image)
+        np.testing.assert_array_equal(image, before)
+
+
+def test_keys_differ_where_views_do() -> None:
+    views = [View(h, w, r, m) for h in (8, 9) for w in (8, 9) for r in (True, False) for m in (1, 2)]
+    assert len({view.key for view in views}) == len(views)
