@@ -138,11 +138,16 @@ def _parquet_cells(rows: list[dict[str, Any]]) -> dict[tuple[str, int], bytes | 
 def _read_cells(file: pq.ParquetFile, numbers: list[int]) -> Iterator[tuple[int, bytes | BadImage]]:
     column = image_column(file.schema_arrow)
     remaining = sorted(numbers)
+    if column is None:
+        yield from (
+            (number, BadImage(RejectReason.MISSING, "no image column in the Parquet file")) for number in numbers
+        )
+        return
     start = 0
     for group in range(file.num_row_groups):
         stop = start + file.metadata.row_group(group).num_rows
         here = [number for number in remaining if start <= number < stop]
-        if here and column is not None:
+        if here:
             is_struct = pa.types.is_struct(file.schema_arrow.field(column).type)
             # Batches keep the memory to a few cells where one group holds a whole data set.
             position = start

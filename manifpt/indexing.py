@@ -281,6 +281,8 @@ def _parquet_batches(entry: Entry, options: IndexOptions, skipped: Counter[str])
                 if is_of_storage(error):
                     raise
                 raise ConfigError(f"{entry.uri} is damaged ({error}); write it again, or leave it out.") from error
+            if table.num_columns and len(table) != rows:
+                raise ConfigError(f"{entry.uri} is damaged (rows of group {group} are missing); write it again.")
             for start in range(0, rows, _BATCH_ROWS):
                 part = table.slice(start, _BATCH_ROWS)
                 count = min(_BATCH_ROWS, rows - start)
@@ -336,6 +338,8 @@ def _column(table: pa.Table, name: str, kind: pa.DataType | None, uri: str) -> p
     if kind is None:
         kind = found.type.value_type if pa.types.is_dictionary(found.type) else found.type
     try:
-        return found.cast(kind)
+        found = found.cast(kind)
+        found.validate(full=True)  # Parquet promises UTF-8, and Arrow believes it
+        return found
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ConfigError(f"{uri}: column {name!r} can't be read as {kind} ({error}).") from error

@@ -44,8 +44,9 @@ class Shares:
 def share(cpus: float, gpus: float, *, network: bool, project: bool, most_actors: int | None = None) -> Shares:
     """Shares a cluster as it is now; more nodes may come, and actors then scale up to `most`.
 
-    The least of every stage fits at once: one actor a stage, one decoding and one committing task. Otherwise a small
-    cluster would wait forever for a CPU that its own actors hold.
+    Actors hold their CPUs until the job ends, tasks only while they run. So one actor a stage holds at most a quarter
+    of the cluster, and all that it may scale up to at most three quarters: otherwise a small cluster, or two jobs on
+    one, would wait forever for CPUs that their own actors hold.
 
     Args:
         cpus, gpus: in the cluster.
@@ -53,24 +54,22 @@ def share(cpus: float, gpus: float, *, network: bool, project: bool, most_actors
         project: whether there is a projection.
         most_actors: the user's limit a stage.
     """
-    stages = 2 + network + project
-    unit = min(1.0, cpus / stages)
-    actor_stages = network + project
-    # Room left by the two task stages, for one actor a stage; up to 4 CPUs each, which is where both stop to scale.
-    spare = cpus - 2 * unit
-    actor_cpus = max(unit, float(min(4, int(spare / actor_stages)))) if actor_stages else 0.0
-    threads = max(1, int(actor_cpus if actor_cpus >= 1 else cpus))
+    stages = network + project
+    task_cpus = min(1.0, cpus / 4)
+    by_cpu = min(cpus / 4 / stages, 4.0) if stages else 0.0
+    actor_cpus = float(int(by_cpu)) if by_cpu >= 1 else by_cpu
+    gpus_each = 0.0 if not gpus else 1.0 if stages == 1 else 0.5
+    if gpus_each:
+        actor_cpus = min(actor_cpus, 1.0)  # the CPUs of a GPU node are for decoding
+    threads = max(1, int(min(4, cpus) if cpus < 16 or gpus_each else actor_cpus))
 
-    def actors(gpus_each: float) -> ActorShare:
-        by_gpu = int(gpus / (gpus_each * actor_stages)) if gpus_each else 0
-        by_cpu = int(spare / actor_stages / actor_cpus)
-        most = most_actors or max(1, by_gpu or by_cpu)
-        return ActorShare(round(actor_cpus, 3), gpus_each, threads, most)
+    def actors(portion: float) -> ActorShare:
+        most = int(gpus / (gpus_each * stages)) if gpus_each else int(cpus * portion / actor_cpus)
+        return ActorShare(round(actor_cpus, 3), gpus_each, threads, most_actors or max(1, most))
 
-    per_stage = 0.0 if not gpus else 1.0 if actor_stages == 1 else 0.5
     return Shares(
-        task_cpus=round(unit, 3),
+        task_cpus=round(task_cpus, 3),
         decode_tasks=max(2, int(cpus)),
-        encode=actors(per_stage) if network else None,
-        project=actors(per_stage) if project else None,
+        encode=actors(0.5) if network else None,
+        project=actors(0.25 if network else 0.75) if project else None,
     )

@@ -286,6 +286,7 @@ def _merge(into: dict[str, float], sums: dict[str, float]) -> None:
 
 
 def _finish(output: str, summary: dict[str, Any]) -> dict[str, Any]:
+    store_of(output).clean(output)  # of workers that were killed on the way
     summary |= {"status": "done"}
     _write_json(join(output, "summary.json"), summary)
     store_of(output).write(join(output, "_SUCCESS"), b"")

@@ -111,7 +111,7 @@ def is_local(uri: str) -> bool:
 
 
 def is_of_storage(error: BaseException) -> bool:
-    """Whether an error that came through pyarrow is storage's: damaged data are an `OSError` too, but have no number."""
+    """Whether an error from below pyarrow is storage's. Damaged data are an `OSError` too, but have no number."""
     return isinstance(error, OSError) and error.errno is not None
 
 

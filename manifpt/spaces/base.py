@@ -75,7 +75,8 @@ def _resized(image_hwc: np.ndarray, height_px: int, width_px: int) -> np.ndarray
     source_height, source_width = image_hwc.shape[:2]
     scale = min(source_height / height_px, source_width / width_px)
     box_height, box_width = height_px * scale, width_px * scale
-    top, left = (source_height - box_height) / 2, (source_width - box_width) / 2
+    # Rounding may lead a hair outside, which Pillow refuses.
+    top, left = max(0.0, (source_height - box_height) / 2), max(0.0, (source_width - box_width) / 2)
     box = (left, top, left + box_width, top + box_height)
     image = Image.fromarray(image_hwc).resize((width_px, height_px), Image.Resampling.BICUBIC, box=box)
     return np.asarray(image)

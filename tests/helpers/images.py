@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from manifpt.manifest import write_manifest
 from manifpt.sample import SAMPLE_PATH
 
 
@@ -65,6 +67,18 @@ def sample_files(split: str, sources: dict[str, int] | None = None) -> Iterator[
             continue
         seen[row["source"]] = seen.get(row["source"], 0) + 1
         yield row["image"]["path"], row["image"]["bytes"]
+
+
+def repeated(manifest: Path, images: int, output: Path) -> None:
+    """A manifest of so many rows over the same files."""
+    table = pq.read_table(manifest)
+    copies = -(-images // len(table))
+    tables = [
+        table.set_column(0, table.schema.field(0), pa.array([f"{n:03d}/{i}" for i in table["image_id"].to_pylist()]))
+        for n in range(copies)
+    ]
+    whole = pa.concat_tables(tables).slice(0, images)
+    assert write_manifest(whole.to_batches(), str(output)) == images
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -11,24 +11,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from manifpt.manifest import write_manifest
 from tests.helpers.cluster import ROOT, job, must, ray_head, workers_of
-from tests.helpers.images import sample_files, write_files
-
-
-def repeated(manifest: Path, images: int, output: Path) -> None:
-    """A manifest of so many rows over the same files."""
-    table = pq.read_table(manifest)
-    copies = -(-images // len(table))
-    tables = [
-        table.set_column(0, table.schema.field(0), pa.array([f"{n:03d}/{i}" for i in table["image_id"].to_pylist()]))
-        for n in range(copies)
-    ]
-    whole = pa.concat_tables(tables).slice(0, images)
-    assert write_manifest(whole.to_batches(), str(output)) == images
+from tests.helpers.images import repeated, sample_files, write_files
 
 
 class Peaks:

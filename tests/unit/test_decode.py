@@ -104,7 +104,8 @@ class TestDamage:
         assert refused(bytes(MAX_BYTES + 1)) is RejectReason.TOO_LARGE
 
     @pytest.mark.parametrize(
-        "data", [b"hello, this is no image\n" * 9, b"\0", b"<html>", b"%PDF-1.7", b"PK\x03\x04" + bytes(40), b"RIFF1234WAVE"]
+        "data",
+        [b"hello, this is no image\n" * 9, b"\0", b"<html>", b"%PDF-1.7", b"PK\x03\x04" + bytes(40), b"RIFF1234WAVE"],
     )
     def test_something_else(self, data: bytes) -> None:
         assert refused(data) is RejectReason.NOT_AN_IMAGE
@@ -114,15 +115,19 @@ class TestDamage:
         data = FILES[kind]
         whole = decode(data)
         signature = 16 if kind == "webp" else 8
+        reasons: set[RejectReason] = set()
         chosen = random.Random(kind).sample(range(signature, len(data)), 200)
         for end in {*range(signature, signature + 40), *chosen, *range(len(data) - 24, len(data))}:
+            if end <= len(data) - 24:
+                assert refused(data[:end]) in DAMAGE, end
+                continue
             try:
                 image = decode(data[:end])
             except BadImage as bad:
-                assert bad.reason in DAMAGE, (end, bad)
+                reasons.add(bad.reason)
             else:  # what was lost isn't part of the picture: a checksum, the end marker
-                assert end > len(data) - 24, end
                 np.testing.assert_array_equal(image, whole)
+        assert reasons <= DAMAGE
 
     @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "lzw", "bmp"])
     def test_half_a_file_is_truncated(self, kind: str) -> None:
@@ -151,7 +156,9 @@ class TestDamage:
 
     @settings(max_examples=300, deadline=None)
     @given(
-        start=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF\x40\0\0\0WEBPVP8 ", b"II*\0", b"BM"]),
+        start=st.sampled_from(
+            [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF\x40\0\0\0WEBPVP8 ", b"II*\0", b"BM"]
+        ),
         rest=st.binary(max_size=200),
     )
     @example(b"P6 4 4 255\n", b"")
@@ -203,8 +210,8 @@ BOMBS = {
         (279, 4, 100), data=bytes(100),
     ),
     "tiff, by a tile of 1 GiB": tiff(
-        (256, 4, 10), (257, 4, 10), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), (322, 4, 16384), (323, 4, 65536),
-        (324, 4, 0), (325, 4, 100), data=bytes(100),
+        (256, 4, 10), (257, 4, 10), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), (322, 4, 16384),
+        (323, 4, 65536), (324, 4, 0), (325, 4, 100), data=bytes(100),
     ),
     "png just over our limit": png(8193, 8193, 8, 2, bytes(1000)),
     "text": png(1, 1, 8, 2, b"\0abc", before=chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(64 << 20)))),
