@@ -20,7 +20,8 @@ __all__ = ["NearestProjector", "Projection", "Projector"]
 
 _CANDIDATES = 4
 _MOST_EXCLUDED = 64  # beyond, the float64 search is cheaper than a long candidate list
-_BLOCK_BYTES = 128 << 20
+_BLOCK_BYTES = 128 << 20  # of reference rows in float64
+_PAIR_BYTES = 4 << 20  # of differences in float64: what fits a cache
 
 Rows = np.ndarray | slice
 
@@ -169,8 +170,9 @@ class NearestProjector:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The nearest candidate of each query by float64 differences; ties to the smallest row, that is image id."""
         squared_p = np.empty(len(pair_b), np.float64)
-        for start in range(0, len(pair_b), self._block_rows):
-            part = slice(start, start + self._block_rows)
+        step = max(1, _PAIR_BYTES // (8 * self._dim))
+        for start in range(0, len(pair_b), step):
+            part = slice(start, start + step)
             unique, inverse = np.unique(row_p[part], return_inverse=True)
             difference = query_bd[pair_b[part]].astype(np.float64) - self._embeddings_of(unique)[inverse]
             squared_p[part] = np.einsum("pd,pd->p", difference, difference)

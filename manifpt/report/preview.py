@@ -49,22 +49,26 @@ def _examples(plan: Plan, output: str) -> list[dict[str, Example]]:
     shards = sorted(committed_shards(output))
     chosen: dict[str, list[dict[str, Example]]] = {}
     for shard in shards[:: -(-len(shards) // _MOST_SHARDS)]:
-        parts = {spec.name: _part(output, spec.name, shard) for spec in plan.spaces}
-        first = parts[plan.spaces[0].name]
-        for source in pc.unique(first["source"]).to_pylist():
-            found = chosen.setdefault(source, [])
-            ids = first.filter(pc.equal(first["source"], source))["image_id"].to_pylist()
-            for image_id in ids[: _ROWS_A_SOURCE - len(found)]:
-                by_space = {name: _example(table, image_id) for name, table in parts.items()}
-                found.append({name: example for name, example in by_space.items() if example})
+        labels = _part(output, plan.spaces[0].name, shard, ["image_id", "source"])
+        picked = [
+            (source, image_id)
+            for source in pc.unique(labels["source"]).to_pylist()
+            for image_id in labels.filter(pc.equal(labels["source"], source))["image_id"].to_pylist()[
+                : _ROWS_A_SOURCE - len(chosen.get(source, ()))
+            ]
+        ]
+        parts = {spec.name: _part(output, spec.name, shard) for spec in plan.spaces} if picked else {}
+        for source, image_id in picked:
+            by_space = {name: _example(table, image_id) for name, table in parts.items()}
+            chosen.setdefault(source, []).append({name: example for name, example in by_space.items() if example})
     examples = [row for source in sorted(chosen)[:_MOST_SOURCES] for row in chosen[source]]
     _attach_pixels(plan, [example for row in examples for example in row.values()])
     return examples
 
 
-def _part(output: str, space: str, shard: int) -> pa.Table:
+def _part(output: str, space: str, shard: int, columns: list[str] | None = None) -> pa.Table:
     uri = join(output, f"artifacts/{space}/part-{shard:05d}.parquet")
-    return pq.read_table(pa.BufferReader(store_of(uri).read(uri)))
+    return pq.read_table(pa.BufferReader(store_of(uri).read(uri)), columns=columns, use_threads=False)
 
 
 def _example(table: pa.Table, image_id: str) -> Example | None:

@@ -12,13 +12,14 @@ import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, replace
-
-import torch
-from safetensors.torch import load as load_safetensors
+from typing import TYPE_CHECKING
 
 from manifpt.errors import ConfigError
 from manifpt.spaces.base import SpaceSpec
 from manifpt.storage import LocalStore, join, normalize, store_of
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["REGISTRY", "Published", "load_state", "resolve_weights"]
 
@@ -95,12 +96,16 @@ def resolve_weights(spec: SpaceSpec) -> SpaceSpec:
 
 def load_state(spec: SpaceSpec) -> dict[str, torch.Tensor]:
     """The tensors of a resolved spec's weight file, verified once more: this may be another machine."""
+    import torch  # the driver resolves weights, and never loads them
+
     assert spec.weights is not None and spec.weights_sha256 is not None, "resolve_weights comes first"
     data = store_of(spec.weights).read(spec.weights)
     if hashlib.sha256(data).hexdigest() != spec.weights_sha256:
         raise ConfigError(f"{spec.weights} changed since the job was planned (SHA-256 differs): refused.")
     if spec.weights.endswith(".safetensors"):
-        return load_safetensors(data)
+        from safetensors.torch import load
+
+        return load(data)
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     tensors = state.get("state_dict", state) if isinstance(state, dict) else {}
     return {
