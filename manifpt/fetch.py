@@ -16,12 +16,13 @@ from manifpt.storage import is_local, is_of_storage, store_of
 
 __all__ = ["fetch", "image_column"]
 
+_USUAL_COLUMNS = ("image", "img", "jpg", "png", "image_bytes")  # another binary column may hold a digest
 _THREADS = 32  # requests in flight: small objects wait for latency, not for bandwidth
 
 
 def image_column(schema: pa.Schema) -> str | None:
-    """The column that holds images: `image` where it can, else the first of binary or `struct<bytes, ...>`."""
-    names = sorted(schema.names, key=lambda name: name != "image")
+    """The column that holds images: a usual name where it can, else the first of binary or `struct<bytes, ...>`."""
+    names = sorted(schema.names, key=lambda name: (name not in _USUAL_COLUMNS, schema.names.index(name)))
     return next((name for name in names if _is_image(schema.field(name).type)), None)
 
 

@@ -64,12 +64,12 @@ def share(cpus: float, gpus: float, *, network: bool, project: bool, most_actors
     threads = max(1, int(min(4, cpus) if cpus < 16 or gpus_each else actor_cpus))
 
     def actors(portion: float) -> ActorShare:
-        most = int(gpus / (gpus_each * stages)) if gpus_each else int(cpus * portion / actor_cpus)
+        most = int(gpus / (gpus_each * stages)) if gpus_each else int(cpus * portion / max(actor_cpus, threads))
         return ActorShare(round(actor_cpus, 3), gpus_each, threads, most_actors or max(1, most))
 
-    return Shares(
-        task_cpus=round(task_cpus, 3),
-        decode_tasks=max(2, int(cpus)),
-        encode=actors(0.5) if network else None,
-        project=actors(0.25 if network else 0.75) if project else None,
-    )
+    encode = actors(0.5) if network else None
+    projecting = actors(0.25 if network else 0.75) if project else None
+    decode_tasks = max(2, int(cpus))
+    if decode_tasks in {actor.most for actor in (encode, projecting) if actor}:
+        decode_tasks += 1  # Ray Data fuses tasks into actors of the same number, and decoding would wait for a GPU
+    return Shares(round(task_cpus, 3), decode_tasks, encode, projecting)

@@ -60,7 +60,10 @@ def index_images(config: IndexConfig) -> dict[str, Any]:
             yield batch
 
     output = normalize(config.output)
-    rows = write_manifest(counted(), output)
+    try:
+        rows = write_manifest(counted(), output)
+    except OSError as error:
+        raise ConfigError(f"Can't write {output} ({error}); choose another --output or correct its rights.") from error
     return {
         "manifest": output,
         "images": rows,

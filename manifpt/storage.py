@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Protocol
 from urllib.parse import quote, unquote
 
-from manifpt.errors import ConfigError
+from manifpt.errors import ConfigError, StorageError
 
 __all__ = ["Entry", "Store", "is_local", "is_of_storage", "join", "normalize", "sha256_of", "store_of"]
 
@@ -243,6 +243,10 @@ class LocalStore:
                     os.replace(temporary, path)
             _sync_folder(folder)
             return True
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            raise StorageError(f"{os.fsdecode(path)}: {error.strerror}") from error
         finally:
             try:
                 os.unlink(temporary)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +40,7 @@ _OBSTORE_RETRY: RetryConfig = {
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
     "retry_timeout": timedelta(minutes=5),
 }
+_CREATE_ATTEMPTS = 5
 _BOTO = Config(
     retries={"mode": "standard", "total_max_attempts": 12}, connect_timeout=10, read_timeout=60, max_pool_connections=64
 )
@@ -89,7 +91,7 @@ class S3Store:
                 return direct(self._bucket(bucket), key)
             except ValueError:  # obstore's word for such a key
                 return fallback(bucket, key)
-        except (FileNotFoundError, PermissionError, BlockingIOError):
+        except (FileNotFoundError, PermissionError, BlockingIOError, AlreadyExistsError):
             raise
         except PermissionDeniedError as error:
             raise PermissionError(f"{uri}: access denied") from error
@@ -129,18 +131,23 @@ class S3Store:
 
     def create(self, uri: str, data: bytes) -> bool:
         def direct(bucket: ObstoreBucket, key: str) -> bool:
-            try:
-                obstore.put(bucket, key, data, mode="create", use_multipart=False)
-            except AlreadyExistsError:
-                # A PUT whose answer was lost is sent again, and then meets its own object.
-                return bytes(obstore.get(bucket, key).bytes()) == data
+            obstore.put(bucket, key, data, mode="create", use_multipart=False)
             return True
 
         def fallback(bucket: str, key: str) -> bool:
             self.client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
             return True
 
-        return self._call(uri, direct, fallback)
+        for attempt in range(1, _CREATE_ATTEMPTS + 1):
+            try:
+                return self._call(uri, direct, fallback)
+            except (AlreadyExistsError, BlockingIOError):
+                try:
+                    # A PUT whose answer was lost is sent again, and then meets its own object.
+                    return self.read(uri) == data
+                except FileNotFoundError:  # somebody else's PUT of this name was under way, and failed
+                    time.sleep(0.2 * attempt)
+        raise StorageError(f"{uri}: can't be created, and isn't there")
 
     def upload(self, path: Path, uri: str) -> None:
         bucket, key = _split(uri)

@@ -32,9 +32,11 @@ class NetworkSpace:
         self._network: nn.Module | None = None
 
     def encode(self, views_bchw: np.ndarray) -> np.ndarray:
-        """uint8 [B, 3, S, S] -> float32 [B, D]. float32 throughout: TF32 stays off."""
+        """uint8 [B, 3, S, S] -> float32 [B, D]. float32 throughout, TF32 off."""
         if self._network is None:  # projection actors never call this, and never load the weights
             torch.set_num_threads(self._threads)
+            torch.backends.cudnn.allow_tf32 = False  # on by default, for convolutions
+            torch.backends.cudnn.deterministic = True  # a resumed run must give the same bytes
             self._network = build_network(self.spec).to(memory_format=torch.channels_last).to(self._device)
             self._mean = torch.tensor(self.spec.mean, device=self._device).view(1, 3, 1, 1) * 255
             self._std = torch.tensor(self.spec.std, device=self._device).view(1, 3, 1, 1) * 255

@@ -35,11 +35,18 @@ def test_scaled_up_it_leaves_a_quarter_for_tasks(cpus: float, network: bool) -> 
     assert held <= cpus * 0.76
 
 
+@given(cpus=st.floats(0.5, 512), gpus=st.integers(0, 64), network=st.booleans(), most=st.integers(1, 99))
+def test_decoding_is_never_fused_into_actors(cpus: float, gpus: int, network: bool, most: int) -> None:
+    for limit in (None, most):
+        found = share(cpus, gpus, network=network, project=True, most_actors=limit)
+        assert found.decode_tasks not in {actor.most for actor in (found.encode, found.project) if actor is not None}
+
+
 def test_a_small_machine_shares_its_cores() -> None:
     found = share(2, 0, network=True, project=True)
     assert found.task_cpus == 0.5
     assert found.encode is not None
-    assert (found.encode.cpus, found.encode.threads) == (0.25, 2)
+    assert (found.encode.cpus, found.encode.threads, found.encode.most) == (0.25, 2, 1)
 
 
 def test_a_gpu_node_has_an_actor_a_gpu() -> None:
