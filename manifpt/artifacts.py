@@ -21,8 +21,6 @@ INLINE_LIMIT_BYTES = 128 << 10
 
 def artifact_table(
     rows: pa.Table,
-    neighbor_ids: pa.Array,
-    distance_b: np.ndarray,
     artifact_bd: np.ndarray | None,
     shape: tuple[int, ...],
     metadata: Mapping[str, Any],
@@ -30,18 +28,14 @@ def artifact_table(
     """The rows of one artifact shard.
 
     Args:
-        rows: the images' manifest columns and `content_hash`, B rows.
-        neighbor_ids: string [B].
-        distance_b: float32 [B], Euclidean.
+        rows: the images' columns, with `neighbor_id` and `distance`, B rows.
         artifact_bd: [B, D], in the number format to be stored; None: neighbour and distance only.
         shape: of one embedding, `(D,)` or `(3, H, W)`.
         metadata: becomes the file's key-value metadata, each key under `manifpt.`.
     """
-    table = rows.append_column(pa.field("neighbor_id", pa.string()), neighbor_ids)
-    table = table.append_column(pa.field("distance", pa.float32()), pa.array(distance_b, pa.float32()))
     if artifact_bd is not None:
-        table = table.append_column("artifact", tensor_column(artifact_bd.reshape(-1, *shape)))
-    return table.replace_schema_metadata(
+        rows = rows.append_column("artifact", tensor_column(artifact_bd.reshape(-1, *shape)))
+    return rows.replace_schema_metadata(
         {f"manifpt.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     )
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 import yaml
 
-from manifpt.errors import ConfigError, StorageError, TooManyRejected
+from manifpt.errors import ConfigError, StorageError, TooManyRejected, WorkerError
 from manifpt.log import event
 
 __all__ = ["ArtifactsConfig", "IndexConfig", "ReferenceConfig", "parse", "rejection_budget", "run_command"]
@@ -58,7 +58,7 @@ class ReferenceConfig:
     max_rejected: str = ""
     """As many images, or as many percent (5%), may be rejected. Default: 1%, but at least 10 images."""
     max_actors: int | None = None
-    """A limit for each stage of actors. Default: what the cluster has room for."""
+    """Actors a stage may scale up to, on a cluster that grows. Default: what it has room for now."""
     own_spaces: OwnSpaces = dataclasses.field(default_factory=dict)
 
 
@@ -83,7 +83,7 @@ class ArtifactsConfig:
     max_rejected: str = ""
     """As many images, or as many percent (5%), may be rejected. Default: 1%, but at least 10 images."""
     max_actors: int | None = None
-    """A limit for each stage of actors. Default: what the cluster has room for."""
+    """Actors a stage may scale up to, on a cluster that grows. Default: what it has room for now."""
     dry_run: bool = False
     """Print the plan, and do nothing."""
     own_spaces: OwnSpaces = dataclasses.field(default_factory=dict)
@@ -176,5 +176,8 @@ def run_command(command: Callable[[], None]) -> int:
     except StorageError as error:
         event("storage_failed", error=error)
         print("error: storage failed; the same command goes on where this one stopped.", file=sys.stderr)
+        return 1
+    except WorkerError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

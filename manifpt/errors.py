@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["BadImage", "ConfigError", "PlanMismatch", "RejectReason", "StorageError", "TooManyRejected"]
+__all__ = ["BadImage", "ConfigError", "PlanMismatch", "RejectReason", "StorageError", "TooManyRejected", "WorkerError"]
 
 
 class ConfigError(Exception):
@@ -23,6 +23,10 @@ class StorageError(Exception):
     """Storage failed for longer than the retries last: exit code 1. The same command resumes."""
 
 
+class WorkerError(Exception):
+    """A worker process died again and again at the same work: exit code 1."""
+
+
 class RejectReason(str, Enum):
     """Why an image is in `rejected.parquet`. The values are part of the format and never change."""
 
@@ -38,6 +42,7 @@ class RejectReason(str, Enum):
     TOO_SMALL = "too_small"  # under the space's minimum
     SIZE_MISMATCH = "size_mismatch"  # a native-resolution space, and not the size of its reference
     UNSUPPORTED = "unsupported"  # a pixel format without a written rule
+    NOT_FINITE = "not_finite"  # its embedding overflows
 
 
 class BadImage(Exception):

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from manifpt.errors import ConfigError
 from manifpt.fetch import image_column
-from manifpt.manifest import COLUMNS
+from manifpt.manifest import COLUMNS, SHARD_COLUMNS
 from manifpt.storage import Entry, is_of_storage, normalize, store_of
 
 __all__ = ["IndexOptions", "index"]
@@ -69,7 +69,7 @@ def index(inputs: Iterable[str], options: IndexOptions, skipped: Counter[str]) -
     Raises:
         ConfigError: an input that isn't there, an image without a source, a field that isn't there.
     """
-    clash = set(options.keep_columns) & set(COLUMNS.names)
+    clash = set(options.keep_columns) & {*COLUMNS.names, *SHARD_COLUMNS}
     if clash:
         raise ConfigError(f"--keep-columns {min(clash)}: the manifest has a column of this name already.")
     held: list[Row] = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections import deque
 from typing import Any
@@ -33,20 +34,21 @@ def _text(value: Any) -> str:
 
 
 class Progress:
-    """Images done, rate, ETA and rejected images, while a run goes on."""
+    """Images done, rate, ETA and rejected images, while a run goes on; also while no shard gets done."""
 
     def __init__(self, total: int, done: int, rejected: int) -> None:
         self._total, self._first, self._done, self._rejected = total, done, done, rejected
-        self._begin = self._last_line = time.monotonic()
+        self._begin = time.monotonic()
         self._recent: deque[tuple[float, int]] = deque([(self._begin, done)])
-        self._bar = (
-            tqdm(total=total, initial=done, unit="img", file=sys.stderr, dynamic_ncols=True, smoothing=0.1)
-            if sys.stderr.isatty()
-            else None
-        )
+        self._closed = threading.Event()
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=done, unit="img", file=sys.stderr, dynamic_ncols=True, smoothing=0.1)
+        else:
+            threading.Thread(target=self._beat, daemon=True).start()
 
     def add(self, images: int, rejected: int) -> None:
-        """Counts a committed shard, and says so where it is time to."""
+        """Counts a committed shard."""
         self._done += images
         self._rejected += rejected
         now = time.monotonic()
@@ -56,12 +58,19 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix(rejected=self._rejected, refresh=False)
             self._bar.update(images)
-        elif now - self._last_line >= _EVERY_S or self._done == self._total:
-            self._last_line = now
-            (begin, before), (_, done) = self._recent[0], self._recent[-1]
-            rate = (done - before) / max(now - begin, 1e-9)
-            event("progress", images=self._done, total=self._total, images_per_s=rate,
-                  eta_s=round((self._total - self._done) / rate), rejected=self._rejected)  # fmt: skip
+        elif self._done == self._total:
+            self._line()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(_EVERY_S):
+            self._line()
+
+    def _line(self) -> None:
+        begin, before = self._recent[0]
+        rate = (self._done - before) / max(time.monotonic() - begin, 1e-9)
+        eta_s = round((self._total - self._done) / rate) if rate else "unknown"
+        event("progress", images=self._done, total=self._total, images_per_s=rate, eta_s=eta_s,
+              rejected=self._rejected)  # fmt: skip
 
     @property
     def images_per_s(self) -> float:
@@ -69,6 +78,7 @@ class Progress:
         return (self._done - self._first) / max(time.monotonic() - self._begin, 1e-9)
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Ends the bar, or the lines."""
+        self._closed.set()
         if self._bar is not None:
             self._bar.close()

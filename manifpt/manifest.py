@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from manifpt.errors import ConfigError
 from manifpt.storage import is_of_storage, sha256_of, store_of
 
-__all__ = ["COLUMNS", "REAL", "Manifest", "write_manifest"]
+__all__ = ["COLUMNS", "REAL", "SHARD_COLUMNS", "Manifest", "write_manifest"]
 
 REAL = "real"  # the source of images that no generator made
 
@@ -39,6 +39,9 @@ COLUMNS = pa.schema(
         pa.field("height_px", pa.int32()),
     ]
 )
+
+# Names that artifact shards add.
+SHARD_COLUMNS = ("content_hash", "neighbor_id", "distance", "twin", "artifact")
 
 _RUN_ROWS = 131_072
 _ROW_GROUP_ROWS = 16_384  # a shard reads the one or two groups that it lies in
@@ -184,6 +187,8 @@ class Manifest:
         self.rows: int = self._file.metadata.num_rows
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._ends = list(itertools.accumulate(counts))
+        entry = store_of(uri).stat(uri)
+        self.etag = entry.etag if entry else ""
 
     @property
     def kept_columns(self) -> list[str]:
@@ -203,4 +208,4 @@ class Manifest:
         return table.slice(start - (self._ends[first - 1] if first else 0), stop - start)
 
     def close(self) -> None:
-        self._file.close()
+        self._file.close(force=True)  # the stream is ours

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["pack", "unpack"]
+__all__ = ["cell", "pack", "unpack"]
 
 _SCHEMA = pa.schema(
     [
@@ -20,6 +20,12 @@ _SCHEMA = pa.schema(
         pa.field("data", pa.large_binary()),
     ]
 )
+
+
+def cell(data: pa.Buffer) -> pa.Array:
+    """A large_binary array of one value, without the copy that `pa.array` would make."""
+    offsets = pa.py_buffer(np.array([0, data.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])
 
 
 def pack(items: Mapping[str, np.ndarray | pa.Table]) -> pa.Buffer:
@@ -34,10 +40,8 @@ def pack(items: Mapping[str, np.ndarray | pa.Table]) -> pa.Buffer:
         else:
             flat = np.ascontiguousarray(item).reshape(-1)
             dtype, shape, data = flat.dtype.str, list(np.shape(item)), pa.py_buffer(flat.view(np.uint8))
-        cell = pa.Array.from_buffers(
-            pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, data.size], np.int64)), data]
-        )  # pa.array would copy the bytes once more
-        columns = [pa.array([name]), pa.array([dtype], pa.string()), pa.array([shape], pa.list_(pa.int64())), cell]
+        described = [pa.array([name]), pa.array([dtype], pa.string()), pa.array([shape], pa.list_(pa.int64()))]
+        columns = [*described, cell(data)]
         batches.append(pa.RecordBatch.from_arrays(columns, schema=_SCHEMA))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, _SCHEMA) as writer:

@@ -10,7 +10,8 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 # Before Ray is imported. A forensic machine calls nobody; and the C++ core warns at every actor of an argument in the
@@ -18,21 +19,21 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from manifpt import stages
-from manifpt.errors import ConfigError
-from manifpt.packing import pack, unpack
+from manifpt.errors import ConfigError, StorageError, WorkerError
+from manifpt.log import event
+from manifpt.packing import cell, pack, unpack
 from manifpt.plan import Plan
-from manifpt.resources import Shares, share
+from manifpt.resources import ActorShare, Shares, share
 
-__all__ = ["connect", "run"]
+__all__ = ["connect", "on_one_node", "run"]
 
-# Ray Data's lines say nothing that a user could act on, and its errors reach us as exceptions.
+# Its errors reach us as exceptions, its progress as ours; the full story is in Ray's own log files.
 logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
@@ -77,120 +78,158 @@ def run(plan: Plan, output: str, shards: Sequence[int], most_actors: int | None 
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
+    work: dict[str, Any] = {"plan": plan, "s3": s3}
     dataset: ray.data.Dataset = ray.data.from_items([{"shard": n} for n in shards], override_num_blocks=len(shards))
-    dataset = dataset.map_batches(
-        _decode,  # type: ignore[arg-type]  # Ray types a function of the batch alone
-        fn_kwargs={"plan": plan, "encode": shares.encode is None, "s3": s3},
-        num_cpus=shares.task_cpus,
-        compute=TaskPoolStrategy(size=min(shares.decode_tasks, len(shards))),
-        **_ONE_SHARD,
-    )
-    if shares.encode:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the retry limits: Ray Data's own are endless, and 2.60 has no other name
         dataset = dataset.map_batches(
-            _Encode,
-            fn_constructor_kwargs={
-                "plan": plan,
-                "threads": shares.encode.threads,
-                "gpu": shares.encode.gpus > 0,
-                "s3": s3,
-            },
-            num_cpus=shares.encode.cpus,
-            num_gpus=shares.encode.gpus,
-            compute=ActorPoolStrategy(min_size=1, max_size=shares.encode.most, max_tasks_in_flight_per_actor=2),
+            _decode,  # type: ignore[arg-type]  # Ray types a function of the batch alone
+            fn_kwargs=work | {"encode": shares.encode is None},
+            num_cpus=shares.task_cpus,
+            compute=TaskPoolStrategy(size=min(shares.decode_tasks, len(shards))),
             **_ONE_SHARD,
+            **_TASK_RETRIES,
         )
-    if shares.project:
+        if shares.encode:
+            dataset = dataset.map_batches(
+                _Encode,
+                fn_constructor_kwargs=work | {"threads": shares.encode.threads, "gpu": shares.encode.gpus > 0},
+                **_actors(shares.encode),
+            )
+        if shares.project:
+            dataset = dataset.map_batches(
+                _Project, fn_constructor_kwargs=work | {"threads": shares.project.threads}, **_actors(shares.project)
+            )
         dataset = dataset.map_batches(
-            _Project,
-            fn_constructor_kwargs={"plan": plan, "threads": shares.project.threads, "s3": s3},
-            num_cpus=shares.project.cpus,
-            num_gpus=shares.project.gpus,
-            compute=ActorPoolStrategy(min_size=1, max_size=shares.project.most, max_tasks_in_flight_per_actor=2),
+            _commit,  # type: ignore[arg-type]
+            fn_kwargs=work | {"output": output},
+            num_cpus=shares.task_cpus,
             **_ONE_SHARD,
+            **_TASK_RETRIES,
         )
-    dataset = dataset.map_batches(
-        _commit,  # type: ignore[arg-type]
-        fn_kwargs={"plan": plan, "output": output, "s3": s3},
-        num_cpus=shares.task_cpus,
-        **_ONE_SHARD,
-    )
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield from pa.table(batch).to_pylist()
+            for row in pa.table(batch).to_pylist():
+                if row["error"]:
+                    raise _ERRORS[row["error"]](row["detail"])
+                yield {"shard": row["shard"], "rejected_images": row["rejected_images"]}
     except ray.exceptions.RayError as error:
-        raise _cause(error) from error
-
-
-# Where S3 is follows the driver to the workers. Who we are does not: secrets come from each node's own role or files.
-_S3_PLACE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
-
-
-def _shares(plan: Plan, most_actors: int | None) -> Shares:
-    cluster = ray.cluster_resources()
-    if not cluster.get("CPU"):
-        raise ConfigError("The Ray cluster has no CPUs for tasks; start a node with `ray start --num-cpus N`.")
-    return share(
-        cluster["CPU"],
-        cluster.get("GPU", 0),
-        network=any(spec.kind == "network" for spec in plan.spaces),
-        project=plan.task == "artifacts",
-        most_actors=most_actors,
-    )
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The project's own error in a worker, instead of Ray's wrapping of it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if type(seen).__module__.startswith("manifpt.") or isinstance(getattr(seen, "cause", None), ConfigError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
+        raise _told(error) from error
 
 
 # One row is one shard, and one call handles one row: see manifpt.packing.
 _ONE_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+# A shard that kills its worker each time (a decoder's crash, no memory left) must end the job, not repeat forever.
+_TASK_RETRIES: dict[str, Any] = {"max_retries": 5}
+_ACTOR_RETRIES: dict[str, Any] = {"max_restarts": 100, "max_task_retries": 5}
 
 
-def _packed(shard: stages.Shard) -> pa.Table:
-    data = pack(shard)
-    offsets = pa.py_buffer(np.array([0, data.size], np.int64))
-    return pa.table({"shard": pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])})
+def _actors(part: ActorShare) -> dict[str, Any]:
+    pool = ActorPoolStrategy(min_size=1, max_size=part.most, max_tasks_in_flight_per_actor=2)
+    return {"num_cpus": part.cpus, "num_gpus": part.gpus, "compute": pool, **_ONE_SHARD, **_ACTOR_RETRIES}
 
 
-def _unpacked(batch: pa.Table) -> stages.Shard:
-    return unpack(batch["shard"].chunk(0)[0].as_buffer())
+def _told(error: BaseException) -> BaseException:
+    """A sentence for a worker that died again and again; anything else is a fault of ours, and keeps its trace."""
+    dead = (ray.exceptions.WorkerCrashedError, ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError)
+    if not isinstance(error, dead):
+        return error
+    return WorkerError(
+        f"A worker process died {1 + _TASK_RETRIES['max_retries']} times at the same shard ({type(error).__name__}): "
+        f"no memory left, or an image that crashes a library. Ray's logs say which; the same command goes on from here."
+    )
 
 
-def _decode(batch: pa.Table, plan: Plan, encode: bool, s3: dict[str, str]) -> pa.Table:
+# Where S3 is follows the driver to the workers. Who we are does not: secrets come from each node's own role or files.
+_S3_PLACE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+
+
+def _shares(plan: Plan, most_actors: int | None) -> Shares:
+    cluster = ray.cluster_resources()
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    if not cluster.get("CPU"):  # a head that runs no tasks: an autoscaler brings nodes when work waits
+        event("waiting_for_nodes", hint="without an autoscaler, start one with: ray start --address HEAD")
+    return share(
+        cluster.get("CPU") or _NODE_TO_COME_CPUS,
+        cluster.get("GPU", 0),
+        network=any(spec.kind == "network" for spec in plan.spaces),
+        project=plan.task == "artifacts",
+        largest_node_cpus=max(nodes, default=0) or _NODE_TO_COME_CPUS,
+        most_actors=most_actors,
+    )
+
+
+_NODE_TO_COME_CPUS = 4.0
+
+
+def on_one_node() -> bool:
+    """Whether all of the cluster is this machine, so that a plain path means the same everywhere."""
+    return sum(1 for node in ray.nodes() if node["Alive"]) <= 1
+
+
+# Errors with a sentence for the user. They travel as data: Ray would wrap them into its own, type and all.
+_ERRORS: dict[str, type[Exception]] = {"ConfigError": ConfigError, "StorageError": StorageError}
+
+
+def _step(batch: pa.Table, s3: dict[str, str], work: Callable[[stages.Shard], stages.Shard]) -> pa.Table:
+    """One stage's work on one shard; a shard that carries an error passes through."""
     os.environ.update(s3)
-    shard = stages.decode_rows(plan, batch["shard"][0].as_py())
-    return _packed(stages.Encoder(plan.spaces)(shard) if encode else shard)
+    shard = unpack(batch["shard"].chunk(0)[0].as_buffer())
+    if "error" not in shard:
+        shard = _tried(lambda: work(shard))
+    return pa.table({"shard": cell(pack(shard))})
+
+
+def _tried(work: Callable[[], stages.Shard]) -> stages.Shard:
+    try:
+        return work()
+    except (ConfigError, StorageError) as error:
+        return {"error": pa.table({"error": [type(error).__name__], "detail": [str(error)]})}
+
+
+def _decode(batch: pa.Table, plan: Plan, s3: dict[str, str], encode: bool) -> pa.Table:
+    os.environ.update(s3)
+
+    def work() -> stages.Shard:
+        shard = stages.decode_rows(plan, batch["shard"][0].as_py())
+        return stages.Encoder(plan.spaces)(shard) if encode else shard
+
+    return pa.table({"shard": cell(pack(_tried(work)))})
 
 
 class _Encode:
-    def __init__(self, plan: Plan, threads: int, gpu: bool, s3: dict[str, str]) -> None:
-        os.environ.update(s3)
-        self._encoder = stages.Encoder(plan.spaces, threads, "cuda" if gpu else "cpu")
+    def __init__(self, plan: Plan, s3: dict[str, str], threads: int, gpu: bool) -> None:
+        self._s3 = s3
+        self._encoder = stages.Encoder(plan.spaces, threads, "cuda" if gpu else "cpu")  # loads at the first shard
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _packed(self._encoder(_unpacked(batch)))
+        return _step(batch, self._s3, self._encoder)
 
 
 class _Project:
-    def __init__(self, plan: Plan, threads: int, s3: dict[str, str]) -> None:
-        os.environ.update(s3)
-        self._projecting = stages.Projecting(plan, threads)
+    def __init__(self, plan: Plan, s3: dict[str, str], threads: int) -> None:
+        self._s3, self._plan, self._threads = s3, plan, threads
+        self._projecting: stages.Projecting | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _packed(self._projecting(_unpacked(batch)))
+        return _step(batch, self._s3, self._work)
+
+    def _work(self, shard: stages.Shard) -> stages.Shard:
+        if self._projecting is None:  # not in __init__, whose errors lose their type on the way
+            self._projecting = stages.Projecting(self._plan, self._threads)
+        return self._projecting(shard)
 
 
-def _commit(batch: pa.Table, plan: Plan, output: str, s3: dict[str, str]) -> pa.Table:
-    os.environ.update(s3)
-    shard = _unpacked(batch)
-    commit = (
-        stages.commit_artifacts(plan, output, shard) if plan.task == "artifacts" else stages.commit_codes(output, shard)
-    )
-    # The driver gets what progress needs; the rest is in the commit file, and may be a million rejected rows.
-    return pa.table({"shard": [commit["shard"]], "rejected_images": [commit["rejected_images"]]})
+def _commit(batch: pa.Table, plan: Plan, s3: dict[str, str], output: str) -> pa.Table:
+    """Commits, and leaves of the shard what the driver needs; the rest may be a million rejected rows."""
+    commit = stages.commit_artifacts if plan.task == "artifacts" else stages.commit_codes
+
+    def work(shard: stages.Shard) -> stages.Shard:
+        done = commit(plan, output, shard)
+        brief = {"shard": [done["shard"]], "rejected_images": [done["rejected_images"]], "error": [""], "detail": [""]}
+        return {"brief": pa.table(brief)}
+
+    found = unpack(_step(batch, s3, work)["shard"].chunk(0)[0].as_buffer())
+    if "error" not in found:
+        return found["brief"]
+    return pa.table(found["error"]).append_column("shard", [[-1]]).append_column("rejected_images", [[0]])

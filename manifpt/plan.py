@@ -15,7 +15,7 @@ from manifpt.errors import ConfigError, PlanMismatch
 from manifpt.spaces import SpaceSpec
 from manifpt.storage import join, store_of
 
-__all__ = ["Plan", "auto_shard_rows", "publish_plan"]
+__all__ = ["Plan", "auto_shard_rows", "check_plan", "publish_plan"]
 
 _SHARD_BYTES = 128 << 20  # decoded; a few shards in flight must fit into a small worker's memory
 _MOST_SHARD_ROWS = 1024
@@ -50,6 +50,7 @@ class Plan:
         dtype: of stored artifacts.
         inline: spaces whose artifacts are stored, not only their neighbours.
         decoder: rule of `manifpt.decode`.
+        manifest_etag: of the manifest now, so that a worker sees when it was replaced.
     """
 
     task: str
@@ -63,6 +64,7 @@ class Plan:
     dtype: str = "float16"
     inline: tuple[str, ...] = ()
     decoder: str = ""
+    manifest_etag: str = ""
 
     @property
     def shards(self) -> int:
@@ -98,11 +100,8 @@ def auto_shard_rows(view_bytes: int) -> int:
     return 1 << (rows.bit_length() - 1)
 
 
-def publish_plan(plan: Plan, output: str) -> bool:
+def publish_plan(plan: Plan, output: str) -> None:
     """Writes `plan.json`, or finds the same plan there.
-
-    Returns:
-        Whether this run is the first in the folder.
 
     Raises:
         PlanMismatch: the folder holds another plan; the message says what differs.
@@ -117,19 +116,31 @@ def publish_plan(plan: Plan, output: str) -> bool:
         "digest": plan.digest,
     }
     try:
-        if store_of(uri).create(uri, json.dumps(document, indent=2).encode()):
-            return True
-        there = json.loads(store_of(uri).read(uri))
+        if not store_of(uri).create(uri, json.dumps(document, indent=2).encode()):
+            check_plan(plan, output)
     except OSError as error:
         raise ConfigError(
             f"Can't write to {output} ({error}); choose another --output or correct its rights."
         ) from error
+
+
+def check_plan(plan: Plan, output: str) -> None:
+    """Compares a plan with the one in a folder, if there is one; writes nothing.
+
+    Raises:
+        PlanMismatch: it is another one.
+        ConfigError: it is none.
+    """
+    uri = join(output, "plan.json")
+    try:
+        there = json.loads(store_of(uri).read(uri))
+    except FileNotFoundError:
+        return
     except ValueError as error:
         raise ConfigError(f"{uri} is no plan; choose an empty folder for --output.") from error
-    differing = [words for field, words in _FIELDS.items() if there.get(field) != document[field]]
+    differing = [words for field, words in _FIELDS.items() if there.get(field) != plan.semantic()[field]]
     if differing:
         raise PlanMismatch(
             f"{output} holds a run with another plan: {', '.join(differing)} differs. Choose another --output, or "
             f"delete the folder if you don't need it."
         )
-    return False

@@ -21,6 +21,7 @@ __all__ = ["NearestProjector", "Projection", "Projector"]
 _CANDIDATES = 4
 _MOST_EXCLUDED = 64  # beyond, the float64 search is cheaper than a long candidate list
 _BLOCK_BYTES = 128 << 20  # of reference rows in float64
+_AGAIN = 256  # queries of one float64 search
 _PAIR_BYTES = 4 << 20  # of differences in float64: what fits a cache
 
 Rows = np.ndarray | slice
@@ -70,7 +71,7 @@ class NearestProjector:
         faiss.omp_set_num_threads(threads)
         self._embeddings_of = embeddings_of
         self._count, self._dim = count, dim
-        self._block_rows = max(1, _BLOCK_BYTES // (8 * dim))
+        self._block_rows = max(1, _BLOCK_BYTES // (8 * max(dim, _AGAIN)))
         blocks = [slice(start, min(start + self._block_rows, count)) for start in range(0, count, self._block_rows)]
         self._blocks = blocks
         centred_nd = np.empty((count, dim), np.float32)
@@ -104,8 +105,8 @@ class NearestProjector:
             return Projection(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32), query_bd)
         excluded = excluded or [np.empty(0, np.int64)] * len(query_bd)
         neighbor_b, squared_b, second_b, proved_b = self._by_candidates(query_bd, excluded)
-        for start in range(0, int((~proved_b).sum()), 256):
-            again = np.flatnonzero(~proved_b)[start : start + 256]
+        for start in range(0, int((~proved_b).sum()), _AGAIN):
+            again = np.flatnonzero(~proved_b)[start : start + _AGAIN]
             neighbor_b[again], squared_b[again] = self._in_float64(query_bd[again], [excluded[b] for b in again])
         artifact_bd = np.full_like(query_bd, np.nan)
         found = np.flatnonzero(neighbor_b >= 0)
@@ -128,9 +129,13 @@ class NearestProjector:
             allowed_bk[b] = ~np.isin(row_bk[b], excluded[b])
         masked_bk = np.where(allowed_bk, distance_bk, np.inf)
         nearest_b = masked_bk.min(axis=1)
-        # A candidate is compared again unless rounding can't have hidden that it is nearer than the first.
-        reach_b = norm_b + np.sqrt(np.maximum(np.where(np.isfinite(nearest_b), nearest_b, 0), 0))
-        margin_b = _rounding(self._dim, norm_b + reach_b)
+        # A candidate is compared again unless rounding can't have hidden that it is nearer than the first. With d the
+        # first one's true distance and g the bound's factor: d <= sqrt(nearest) + sqrt(g) (2 |x| + d), solved for d;
+        # and whatever is nearer has a norm of at most |x| + d.
+        root = np.sqrt(_rounding(self._dim, 1.0))
+        computed_b = np.sqrt(np.maximum(np.where(np.isfinite(nearest_b), nearest_b, 0), 0))
+        reach_b = (computed_b + 2 * root * norm_b) / (1 - root)
+        margin_b = _rounding(self._dim, 2 * norm_b + reach_b)
         pair_b, pair_k = np.nonzero(np.isfinite(masked_bk) & (masked_bk <= (nearest_b + 2 * margin_b)[:, None]))
         neighbor_b, squared_b = self._best_of_pairs(query_bd, pair_b, row_bk[pair_b, pair_k])
 

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from manifpt.artifacts import tensor_column
 from manifpt.decode import content_hash, decode
 from manifpt.errors import BadImage, ConfigError
 from manifpt.fetch import fetch
 from manifpt.plan import Plan
-from manifpt.reference import Reference, open_bundle
-from manifpt.shards import committed_shards, read_commits
+from manifpt.reference import Codes, Reference, open_bundle
+from manifpt.shards import committed_shards, part_path, read_commits, read_part
 from manifpt.spaces import SpaceSpec, make_space
 from manifpt.storage import join, store_of
 
@@ -37,7 +36,7 @@ def read_plan(output: str) -> Plan:
         document = json.loads(store_of(output).read(join(output, "plan.json")))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no run at {output}; make one with jobs/compute_artifacts.py.") from error
-    fields = {name: document[name] for name in Plan.__dataclass_fields__}
+    fields = {name: document[name] for name in Plan.__dataclass_fields__ if name in document}
     fields["spaces"] = tuple(SpaceSpec.from_json(spec) for spec in document["spaces"])
     fields["inline"] = tuple(document["inline"])
     return Plan(**fields)
@@ -60,8 +59,7 @@ def read_artifacts(output: str, space: str, threads: int = 1, device: str = "cpu
         raise ConfigError(f"The run {output} has no space {space!r}; it has {known}.")
     again = None if space in plan.inline else _Again(plan, space, threads, device)
     for commit in read_commits(output, sorted(committed_shards(output))):
-        uri = join(output, f"artifacts/{space}/part-{commit['shard']:05d}.parquet")
-        table = pq.read_table(pa.BufferReader(store_of(uri).read(uri)), use_threads=False)
+        table = read_part(output, part_path("artifacts", space, commit["shard"]))
         yield table if again is None else again.made(table)
 
 
@@ -74,7 +72,7 @@ class _Again:
             raise ConfigError(f"The reference {plan.reference_uri} is not the one of this run; lazy artifacts need it.")
         self._dtype = plan.dtype
         self._space = make_space(bundle.spaces[name], threads, device)
-        self._reference = Reference(bundle, bundle.spaces[name], threads)
+        self._reference = Reference(Codes(bundle, bundle.spaces[name].code_key), bundle.spaces[name], threads)
 
     def made(self, table: pa.Table) -> pa.Table:
         """The table with its artifacts."""
@@ -84,7 +82,7 @@ class _Again:
         if not views:
             return table.append_column("artifact", tensor_column(np.empty((0, *shape), self._dtype)))
         embeddings = self._space.embed(self._space.encode(np.stack(views)))
-        rows = pc.index_in(table["neighbor_id"].combine_chunks(), value_set=self._reference.image_ids)
+        rows = pc.index_in(table["neighbor_id"].combine_chunks(), value_set=self._reference.codes.image_ids)
         neighbors_bd = self._reference.embeddings_of(rows.to_numpy())
         artifact = (embeddings.reshape(len(views), -1) - neighbors_bd).astype(self._dtype)
         return table.append_column("artifact", tensor_column(artifact.reshape(-1, *shape)))

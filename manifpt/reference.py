@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -31,13 +31,14 @@ from manifpt.decode import DECODER, decoder_versions
 from manifpt.errors import ConfigError
 from manifpt.plan import Plan
 from manifpt.projection import NearestProjector, Rows
-from manifpt.shards import read_commits
+from manifpt.shards import read_commits, read_part
 from manifpt.spaces import Space, SpaceSpec, make_space
 from manifpt.storage import join, store_of
 
 __all__ = [
     "LISTED_COLUMNS",
     "Bundle",
+    "Codes",
     "Reference",
     "code_table",
     "codes_of",
@@ -60,6 +61,7 @@ class Bundle:
         images: N.
         parts: paths and SHA-256 by code key.
         dims: numbers an embedding has, by space.
+        decoder_versions: of the libraries that decoded it.
     """
 
     uri: str
@@ -68,6 +70,7 @@ class Bundle:
     images: int
     parts: dict[str, list[dict[str, Any]]]
     dims: dict[str, int]
+    decoder_versions: dict[str, str]
 
 
 def open_bundle(uri: str) -> Bundle:
@@ -90,11 +93,12 @@ def open_bundle(uri: str) -> Bundle:
             f"pixels. Build the reference again."
         )
     weights = document["weights"]
+    versions = {name: document["versions"][name] for name in decoder_versions()}
     spaces = {
         fields["name"]: replace(SpaceSpec.from_json(fields), weights=weights.get(fields["name"]))
         for fields in document["spaces"]
     }
-    return Bundle(uri, spaces, document["digest"], document["images"], document["parts"], document["dims"])
+    return Bundle(uri, spaces, document["digest"], document["images"], document["parts"], document["dims"], versions)
 
 
 def library_versions() -> dict[str, str]:
@@ -148,7 +152,7 @@ def finish_bundle(plan: Plan, output: str) -> Bundle:
 def _dim(spec: SpaceSpec, output: str, parts: dict[str, list[dict[str, Any]]]) -> int:
     """Numbers an embedding of a space has, seen on one."""
     space = make_space(spec)
-    return int(space.embed(codes_of(_read_part(output, parts[spec.code_key][0]["path"]))[:1]).size)
+    return int(space.embed(codes_of(read_part(output, parts[spec.code_key][0]["path"]))[:1]).size)
 
 
 def _write_reference_table(plan: Plan, output: str) -> int:
@@ -160,7 +164,7 @@ def _write_reference_table(plan: Plan, output: str) -> int:
         path = Path(folder) / "reference.parquet"
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for commit in read_commits(output, range(plan.shards)):
-                tables = [_read_part(output, part, LISTED_COLUMNS) for part in commit["parts"]]
+                tables = [read_part(output, part, LISTED_COLUMNS) for part in commit["parts"]]
                 table = pa.concat_tables([t.cast(schema) for t in tables]).group_by(LISTED_COLUMNS).aggregate([])
                 table = table.select(LISTED_COLUMNS).sort_by("image_id")
                 writer.write_table(table)
@@ -169,21 +173,16 @@ def _write_reference_table(plan: Plan, output: str) -> int:
     return images
 
 
-def _read_part(output: str, path: str, columns: list[str] | None = None) -> pa.Table:
-    uri = join(output, path)
-    return pq.read_table(pa.BufferReader(store_of(uri).read(uri)), columns=columns, use_threads=False)
-
-
-def code_table(rows: pa.Table, codes: np.ndarray) -> pa.Table:
-    """The rows of one part. Parquet has no bytes-sized integer, so uint8 codes are fixed-size binary with a shape."""
+def code_table(rows: pa.Table, codes: np.ndarray, metadata: dict[str, str]) -> pa.Table:
+    """The rows of one part. Parquet has no byte-sized integer, so uint8 codes are fixed-size binary with a shape."""
     if codes.dtype != np.uint8:
-        return rows.append_column("code", tensor_column(codes))
+        return rows.append_column("code", tensor_column(codes)).replace_schema_metadata(metadata)
     flat = np.ascontiguousarray(codes).reshape(len(codes), -1)
     column = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(flat.shape[1]), len(flat), [None, pa.py_buffer(flat.reshape(-1))]
     )
-    table = rows.append_column("code", column)
-    return table.replace_schema_metadata({"manifpt.code_shape": json.dumps(codes.shape[1:])})
+    shape = {"manifpt.code_shape": json.dumps(codes.shape[1:])}
+    return rows.append_column("code", column).replace_schema_metadata(metadata | shape)
 
 
 def codes_of(table: pa.Table) -> np.ndarray:
@@ -197,50 +196,78 @@ def codes_of(table: pa.Table) -> np.ndarray:
     return raw.reshape(-1, *json.loads(shape))
 
 
-class Reference:
-    """One space of a bundle, in memory: codes, ids, hashes, and the projector over them."""
+class Codes:
+    """The images of a bundle in one code, in memory, found by what they are and by where they lie."""
 
-    def __init__(self, bundle: Bundle, spec: SpaceSpec, threads: int = 1) -> None:
-        """Loads and verifies the space's parts.
+    def __init__(self, bundle: Bundle, key: str) -> None:
+        """Loads and verifies the code's parts.
 
         Raises:
             ConfigError: a part that is gone or was changed after the bundle was finished.
         """
-        self.space: Space = make_space(spec, threads)
-        tables = list(self._verified_parts(bundle))
+        tables = list(_verified_parts(bundle, key))
         self.image_ids: pa.Array = pa.concat_arrays([c for t in tables for c in t["image_id"].chunks])
-        self.uris: pa.Array = pa.concat_arrays([c for t in tables for c in t["uri"].chunks])
-        hashes = [value for table in tables for value in table["content_hash"].to_pylist()]
-        self._hashes = np.array(hashes, "S32")
-        self._by_hash = np.argsort(self._hashes, kind="stable")
-        self.codes = np.concatenate([codes_of(table) for table in tables])
-        del tables
-        self.shape: tuple[int, ...] = self.space.embed(self.codes[:1]).shape[1:]
-        self._threads = threads
+        self._by_hash = _Lookup(value for table in tables for value in table["content_hash"].to_pylist())
+        self._by_place = _Lookup(
+            _place(uri, offset)
+            for table in tables
+            for uri, offset in zip(table["uri"].to_pylist(), table["offset"].to_pylist(), strict=True)
+        )
+        self.array = np.concatenate([codes_of(table) for table in tables])
 
-    def _verified_parts(self, bundle: Bundle) -> Iterator[pa.Table]:
-        for part in bundle.parts[self.space.spec.code_key]:
-            uri = join(bundle.uri, part["path"])
-            try:
-                data = store_of(uri).read(uri)
-            except FileNotFoundError as error:
-                raise ConfigError(f"{uri} is gone: the bundle is damaged. Build the reference again.") from error
-            if hashlib.sha256(data).hexdigest() != part["sha256"]:
-                raise ConfigError(f"{uri} was changed after the bundle was finished. Build the reference again.")
-            yield pq.read_table(pa.BufferReader(data), use_threads=False)
+    def rows_with(self, content_hash: str) -> np.ndarray:
+        """int64 rows with these very pixels."""
+        return self._by_hash.rows(content_hash)
+
+    def rows_at(self, uri: str, offset: int | None) -> np.ndarray:
+        """int64 rows made of this very object, whatever it is called in its manifest."""
+        return self._by_place.rows(_place(uri, offset))
+
+
+def _place(uri: str, offset: int | None) -> str:
+    return hashlib.blake2b(f"{offset}@{uri}".encode(), digest_size=16).hexdigest()
+
+
+class _Lookup:
+    """Rows by 32-character key: a sorted array, since a dictionary of millions of strings takes gigabytes."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._keys = np.array(list(keys), "S32")
+        self._order = np.argsort(self._keys, kind="stable")
+
+    def rows(self, key: str) -> np.ndarray:
+        low, high = (
+            np.searchsorted(self._keys, np.bytes_(key.encode()), side, sorter=self._order) for side in ("left", "right")
+        )
+        return np.sort(self._order[low:high])
+
+
+def _verified_parts(bundle: Bundle, key: str) -> Iterator[pa.Table]:
+    for part in bundle.parts[key]:
+        uri = join(bundle.uri, part["path"])
+        try:
+            data = store_of(uri).read(uri)
+        except FileNotFoundError as error:
+            raise ConfigError(f"{uri} is gone: the bundle is damaged. Build the reference again.") from error
+        if hashlib.sha256(data).hexdigest() != part["sha256"]:
+            raise ConfigError(f"{uri} was changed after the bundle was finished. Build the reference again.")
+        yield pq.read_table(pa.BufferReader(data), use_threads=False)
+
+
+class Reference:
+    """The images of a bundle in one space: codes that spaces may share, and the projector over their embeddings."""
+
+    def __init__(self, codes: Codes, spec: SpaceSpec, threads: int = 1) -> None:
+        self.codes = codes
+        self.space: Space = make_space(spec, threads)
+        self.shape: tuple[int, ...] = self.space.embed(codes.array[:1]).shape[1:]
+        self._threads = threads
 
     @functools.cached_property
     def projector(self) -> NearestProjector:
         """Over all rows; made at the first use, since reading artifacts back needs none."""
-        return NearestProjector(self.embeddings_of, len(self.codes), int(np.prod(self.shape)), self._threads)
+        return NearestProjector(self.embeddings_of, len(self.codes.array), int(np.prod(self.shape)), self._threads)
 
     def embeddings_of(self, rows: Rows) -> np.ndarray:
         """float32 [M, D] of some reference rows."""
-        return self.space.embed(self.codes[rows]).reshape(-1, int(np.prod(self.shape)))
-
-    def rows_with(self, content_hash: str) -> np.ndarray:
-        """int64 rows of the reference images with these very pixels."""
-        key = np.bytes_(content_hash.encode())
-        low = np.searchsorted(self._hashes, key, "left", sorter=self._by_hash)
-        high = np.searchsorted(self._hashes, key, "right", sorter=self._by_hash)
-        return np.sort(self._by_hash[low:high])
+        return self.space.embed(self.codes.array[rows]).reshape(-1, int(np.prod(self.shape)))

@@ -41,34 +41,44 @@ class Shares:
     project: ActorShare | None
 
 
-def share(cpus: float, gpus: float, *, network: bool, project: bool, most_actors: int | None = None) -> Shares:
-    """Shares a cluster as it is now; more nodes may come, and actors then scale up to `most`.
+def share(
+    cpus: float,
+    gpus: float,
+    *,
+    network: bool,
+    project: bool,
+    largest_node_cpus: float | None = None,
+    most_actors: int | None = None,
+) -> Shares:
+    """Shares a cluster.
 
     Actors hold their CPUs until the job ends, tasks only while they run. So one actor a stage holds at most a quarter
-    of the cluster, and all that it may scale up to at most three quarters: otherwise a small cluster, or two jobs on
-    one, would wait forever for CPUs that their own actors hold.
+    of the cluster, and all that it scales up to at most 0.6: otherwise a small cluster, or two jobs on one, would wait
+    forever for CPUs that their own actors hold. For the same reason an encoding actor takes more than half a GPU and a
+    projecting one a tenth: the projections of several jobs fit beside one encoder.
 
     Args:
         cpus, gpus: in the cluster.
         network: whether a space has a network.
         project: whether there is a projection.
-        most_actors: the user's limit a stage.
+        largest_node_cpus: an actor fits on one node; None: all CPUs are on one.
+        most_actors: actors a stage to scale up to, on a cluster that grows; None: what it has room for now.
     """
     stages = network + project
     task_cpus = min(1.0, cpus / 4)
-    by_cpu = min(cpus / 4 / stages, 4.0) if stages else 0.0
+    by_cpu = min(cpus / 4 / stages, 4.0, largest_node_cpus or cpus) if stages else 0.0
     actor_cpus = float(int(by_cpu)) if by_cpu >= 1 else by_cpu
-    gpus_each = 0.0 if not gpus else 1.0 if stages == 1 else 0.5
-    if gpus_each:
+    if gpus:
         actor_cpus = min(actor_cpus, 1.0)  # the CPUs of a GPU node are for decoding
-    threads = max(1, int(min(4, cpus) if cpus < 16 or gpus_each else actor_cpus))
+    threads = max(1, int(min(4, largest_node_cpus or cpus) if cpus < 16 or gpus else actor_cpus))
 
-    def actors(portion: float) -> ActorShare:
-        most = int(gpus / (gpus_each * stages)) if gpus_each else int(cpus * portion / max(actor_cpus, threads))
+    def actors(portion: float, gpus_each: float) -> ActorShare:
+        most = int(gpus) if gpus_each else int(cpus * portion / max(actor_cpus, threads))
         return ActorShare(round(actor_cpus, 3), gpus_each, threads, most_actors or max(1, most))
 
-    encode = actors(0.5) if network else None
-    projecting = actors(0.25 if network else 0.75) if project else None
+    encode = actors(0.4, 0.6 if gpus else 0.0) if network else None
+    alone = 1.0 if not network else 0.1
+    projecting = actors(0.2 if network else 0.6, alone if gpus else 0.0) if project else None
     decode_tasks = max(2, int(cpus))
     if decode_tasks in {actor.most for actor in (encode, projecting) if actor}:
         decode_tasks += 1  # Ray Data fuses tasks into actors of the same number, and decoding would wait for a GPU

@@ -7,25 +7,24 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from manifpt.artifacts import INLINE_LIMIT_BYTES
 from manifpt.config import ArtifactsConfig, IndexConfig, ReferenceConfig, rejection_budget
-from manifpt.decode import DECODER, decode
+from manifpt.decode import DECODER, decode, decoder_versions
 from manifpt.errors import BadImage, ConfigError, TooManyRejected
 from manifpt.fetch import fetch
 from manifpt.indexing import IndexOptions, index
 from manifpt.log import Progress, event
 from manifpt.manifest import Manifest, write_manifest
-from manifpt.plan import Plan, auto_shard_rows, publish_plan
+from manifpt.plan import Plan, auto_shard_rows, check_plan, publish_plan
 from manifpt.reference import Bundle, finish_bundle, library_versions, open_bundle
 from manifpt.shards import committed_shards, read_commits, write_rejected
 from manifpt.spaces import SpaceSpec, spec_of
 from manifpt.spaces.weights import resolve_weights
-from manifpt.storage import join, normalize, store_of
+from manifpt.storage import is_local, join, normalize, store_of
 
 __all__ = ["build_reference", "compute_artifacts", "describe_plan", "index_images", "plan_artifacts", "sample_config"]
 
@@ -89,6 +88,7 @@ def build_reference(config: ReferenceConfig) -> dict[str, Any]:
         shard_rows=_shard_rows(config.shard_rows, specs),
         spaces=tuple(specs),
         decoder=DECODER,
+        manifest_etag=manifest.etag,
     )
     summary = _execute(plan, output, config.max_rejected, config.max_actors)
     bundle = finish_bundle(plan, output)
@@ -99,11 +99,12 @@ def compute_artifacts(config: ArtifactsConfig) -> dict[str, Any]:
     """Computes artifact shards, or goes on where an earlier call stopped. Returns the summary."""
     plan, output = plan_artifacts(config)
     summary = _execute(plan, output, config.max_rejected, config.max_actors)
+    summary = _finish(output, summary)
     if summary["shards_computed"] or store_of(output).stat(join(output, "preview.png")) is None:
         from manifpt.report.preview import draw_preview
 
         draw_preview(plan, output)
-    return _finish(output, summary)
+    return summary
 
 
 def plan_artifacts(config: ArtifactsConfig) -> tuple[Plan, str]:
@@ -116,6 +117,9 @@ def plan_artifacts(config: ArtifactsConfig) -> tuple[Plan, str]:
         raise ConfigError("compute_artifacts needs --manifest, --reference and --output (or none: the shipped sample).")
     manifest = Manifest(normalize(config.manifest))
     bundle = open_bundle(normalize(config.reference))
+    if bundle.decoder_versions != decoder_versions():
+        event("decoder_versions_differ", reference=bundle.decoder_versions, here=decoder_versions(),
+              hint="pixels may differ by a level; build the reference again to be sure")  # fmt: skip
     specs = [_of_bundle(name, bundle, config) for name in dict.fromkeys(config.spaces or bundle.spaces)]
     inline = {"inline": True, "lazy": False, "auto": None}[config.store]
     item_bytes = np.dtype(config.dtype).itemsize
@@ -136,6 +140,7 @@ def plan_artifacts(config: ArtifactsConfig) -> tuple[Plan, str]:
         dtype=config.dtype,
         inline=stored,
         decoder=DECODER,
+        manifest_etag=manifest.etag,
     )
     return plan, normalize(config.output)
 
@@ -162,10 +167,7 @@ def _of_bundle(name: str, bundle: Bundle, config: ArtifactsConfig) -> SpaceSpec:
 
 def _values(spec: SpaceSpec, bundle: Bundle) -> int:
     """Numbers an embedding has."""
-    if spec.kind == "network":
-        return int(bundle.dims[spec.name])
-    assert spec.height_px is not None and spec.width_px is not None
-    return 3 * spec.height_px * spec.width_px
+    return bundle.dims[spec.name]
 
 
 def _with_sizes(specs: list[SpaceSpec], manifest: Manifest) -> list[SpaceSpec]:
@@ -205,6 +207,8 @@ def _execute(plan: Plan, output: str, max_rejected: str, max_actors: int | None)
     """Publishes the plan, computes the shards without a commit, and sums up all commits."""
     begin = time.monotonic()
     budget = rejection_budget(max_rejected, plan.rows)
+    if max_actors is not None and max_actors < 1:
+        raise ConfigError(f"--max-actors must be at least 1, not {max_actors}.")
     publish_plan(plan, output)
     store_of(output).clean(output)
     done = committed_shards(output) & set(range(plan.shards))
@@ -213,28 +217,40 @@ def _execute(plan: Plan, output: str, max_rejected: str, max_actors: int | None)
           spaces=",".join(spec.name for spec in plan.spaces), output=output)  # fmt: skip
     rejected = sum(commit["rejected_images"] for commit in read_commits(output, sorted(done)))
     images = sum(len(plan.rows_of(shard)) for shard in done)
+    computed = 0
     progress = Progress(plan.rows, images, rejected)
     if pending and rejected <= budget:
         from manifpt import pipeline  # Ray costs a second, and a finished run doesn't need it
 
         pipeline.connect()
-        for commit in pipeline.run(plan, output, pending, max_actors):
-            progress.add(len(plan.rows_of(commit["shard"])), commit["rejected_images"])
-            rejected += commit["rejected_images"]
-            if rejected > budget:
-                break
-    progress.close()
-    summary = _summary(plan, output, committed_shards(output) & set(range(plan.shards)))
-    summary |= {
-        "shards_computed": len(pending),
+        if not pipeline.on_one_node() and is_local(output):
+            event("shared_storage_needed", path=output, hint="every node must see this path; else use s3://")
+        try:
+            for commit in pipeline.run(plan, output, pending, max_actors):
+                computed += 1
+                progress.add(len(plan.rows_of(commit["shard"])), commit["rejected_images"])
+                rejected += commit["rejected_images"]
+                if rejected > budget:
+                    break
+        finally:
+            progress.close()
+    committed = committed_shards(output) & set(range(plan.shards))
+    summary = _summary(plan, output, committed) | {
+        "shards_computed": computed,
         "seconds": round(time.monotonic() - begin, 2),
-        "images_per_s": round(progress.images_per_s, 1) if pending else None,
+        "images_per_s": round(progress.images_per_s, 1) if computed else None,
     }
     if rejected > budget:
-        _write_json(join(output, "summary.json"), summary | {"status": "too many rejected"})
+        if pending:  # a finished run keeps its summary
+            _write_json(join(output, "summary.json"), summary | {"status": "too many rejected"})
         raise TooManyRejected(
-            f"{rejected} images were rejected, {budget} are allowed: see {join(output, 'rejected.parquet')}; correct "
-            f"the input, or raise --max-rejected and run the same command again."
+            f"{rejected} images were rejected, {budget} are allowed: see {join(output, 'rejected.parquet')}. Raise "
+            f"--max-rejected and run the same command again; or correct the input and choose another --output."
+        )
+    if len(committed) < plan.shards:
+        raise ConfigError(
+            f"{plan.shards - len(committed)} committed shards can't be seen from here: {output} must be storage that "
+            f"every node shares, such as s3://."
         )
     return summary
 
@@ -259,7 +275,7 @@ def _summary(plan: Plan, output: str, shards: set[int]) -> dict[str, Any]:
             rejected += commit["rejected_images"]
             reasons.update({image_id: reason for image_id, _, _, _, reason, _ in commit["rejected"]}.values())
             for space, of_space in commit["statistics"].items():
-                for source, sums in of_space.items() if plan.task == "artifacts" else ():
+                for source, sums in of_space.items():
                     _merge(sources.setdefault(space, {}).setdefault(source, {}), sums)
             yield commit
 
@@ -291,6 +307,8 @@ def _merge(into: dict[str, float], sums: dict[str, float]) -> None:
 def _finish(output: str, summary: dict[str, Any]) -> dict[str, Any]:
     store_of(output).clean(output)  # of workers that were killed on the way
     summary |= {"status": "done"}
+    if not summary["shards_computed"] and store_of(output).stat(join(output, "_SUCCESS")) is not None:
+        return summary  # nothing new: the summary of the run that computed stays
     _write_json(join(output, "summary.json"), summary)
     store_of(output).write(join(output, "_SUCCESS"), b"")
     return summary
@@ -302,6 +320,7 @@ def _write_json(uri: str, document: dict[str, Any]) -> None:
 
 def describe_plan(plan: Plan, output: str) -> dict[str, Any]:
     """What a run would do, for `--dry-run`: images, shards, bytes to read, bytes to write at most."""
+    check_plan(plan, output)
     manifest = Manifest(plan.manifest_uri)
     size_bytes, unknown = 0, 0
     for start in range(0, manifest.rows, 1 << 18):
@@ -330,15 +349,19 @@ def sample_config(config: ArtifactsConfig) -> ArtifactsConfig:
     """The settings of a run on the shipped sample, after making its manifests and its reference."""
     from manifpt.sample import SAMPLE_PATH
 
-    output = config.output or "runs/sample"
-    paths = {name: str(Path(output) / f"{name}.parquet") for name in ("real", "generated")}
+    output = normalize(config.output or "runs/sample")
+    paths = {name: join(output, f"{name}.parquet") for name in ("real", "generated")}
     for name, split in (("real", "reference"), ("generated", "query")):
+        if store_of(output).stat(paths[name]) is not None:  # made before; a copied file has another time stamp
+            if Manifest(paths[name]).read(0, 1)["uri"][0].as_py() == str(SAMPLE_PATH):
+                continue
+            raise ConfigError(f"{output} is the sample run of another copy of this project; delete it.")
         index_images(
             IndexConfig(
                 input=(str(SAMPLE_PATH),), output=paths[name], source_column="source", split_column="split",
                 where=f"split={split}",
             )
         )  # fmt: skip
-    reference = str(Path(output) / "reference")
+    reference = join(output, "reference")
     build_reference(ReferenceConfig(manifest=paths["real"], output=reference, max_actors=config.max_actors))
     return replace(config, manifest=paths["generated"], reference=reference, output=output)

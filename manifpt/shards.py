@@ -4,40 +4,33 @@
 2. The commit file is created last. It holds what was found out: rows, bytes, SHA-256, rejected images.
 
 A shard is done when its commit is there. A process may die between any two steps: the next one computes the same bytes,
-finds some parts already there, and goes on. Two runs on one folder race for names, and whoever comes second adopts.
+finds some parts already there, and goes on. Two runs on one folder race for names, and whoever comes second adopts what
+is there; where the two read an image differently (it came or went meanwhile), the commit says what the part holds.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manifpt.artifacts import parquet_bytes
+from manifpt.errors import ConfigError
 from manifpt.storage import join, store_of
 
-__all__ = ["Rejected", "commit_shard", "committed_shards", "read_commits", "write_rejected"]
-
-_REJECTED_SCHEMA = pa.schema(
-    [
-        pa.field("image_id", pa.string()),
-        pa.field("uri", pa.string()),
-        pa.field("source", pa.string()),
-        pa.field("space", pa.string()),  # null: in every space
-        pa.field("reason", pa.string()),
-        pa.field("detail", pa.string()),
-    ]
-)
+__all__ = ["REJECTED_COLUMNS", "Rejected", "commit_shard", "committed_shards", "part_path", "read_commits", "read_part",
+           "write_rejected"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """One row of `rejected.parquet`."""
+    """One row of `rejected.parquet`; `space` is null for an image that has no row in any space."""
 
     image_id: str
     uri: str
@@ -47,40 +40,59 @@ class Rejected:
     detail: str
 
 
+REJECTED_COLUMNS = pa.schema([pa.field(name, pa.string()) for name in Rejected.__dataclass_fields__])
+
+
+def part_path(group: str, name: str, shard: int) -> str:
+    """Of a part relative to the output folder: `artifacts/<space>/...` or `embeddings/<code>/...`."""
+    return f"{group}/{name}/part-{shard:05d}.parquet"
+
+
+def read_part(output: str, path: str, columns: list[str] | None = None) -> pa.Table:
+    """One part."""
+    uri = join(output, path)
+    return pq.read_table(pa.BufferReader(store_of(uri).read(uri)), columns=columns, use_threads=False)
+
+
 def commit_shard(
     output: str,
     shard: int,
-    parts: dict[str, bytes],
-    rejected: list[Rejected],
-    statistics: dict[str, Any],
-    seconds: dict[str, float],
+    parts: Mapping[str, pa.Table],
+    rejected: Sequence[Rejected],
+    seconds: Mapping[str, float],
+    statistics: Callable[[Mapping[str, pa.Table]], dict[str, Any]] = lambda parts: {},
 ) -> dict[str, Any]:
     """Publishes a shard's parts, then its commit.
 
     Args:
         output: the run folder.
         shard: its number.
-        parts: Parquet files by path relative to `output`.
+        parts: tables by path relative to `output`, with an `image_id` and the plan's digest in their metadata.
         rejected: images without a row in one part or in all.
-        statistics: mergeable sums by space and source.
         seconds: how long the stages took.
+        statistics: sums over the parts that the commit keeps.
 
     Returns:
         The commit; that of the process which was first, where there was one.
+
+    Raises:
+        ConfigError: the folder holds parts of another plan.
     """
-    described = {}
-    for path, data in parts.items():
+    described, held = {}, dict(parts)
+    for path, table in parts.items():
+        data = parquet_bytes(table)
         uri = join(output, path)
         if not store_of(uri).create(uri, data):
-            data = _adopted(uri, data)
-        rows = pq.read_metadata(pa.BufferReader(data)).num_rows
-        described[path] = {"rows": rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            data, held[path] = _adopted(uri, data, table)
+        described[path] = {"rows": len(held[path]), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    if any(held[path] is not table for path, table in parts.items()):
+        rejected = _reconciled(parts, held, rejected)
     commit = {
         "shard": shard,
         "parts": described,
-        "rejected": [[r.image_id, r.uri, r.source, r.space, r.reason, r.detail] for r in rejected],
+        "rejected": [list(astuple(r)) for r in rejected],
         "rejected_images": len({r.image_id for r in rejected}),
-        "statistics": statistics,
+        "statistics": statistics(held),
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }
     uri = join(output, "commits", f"{shard:05d}.json")
@@ -90,18 +102,51 @@ def commit_shard(
     return first
 
 
-def _adopted(uri: str, data: bytes) -> bytes:
-    """The part that is there already. Ours replaces it only where it is damaged, which no run of ours can cause."""
+def _adopted(uri: str, data: bytes, table: pa.Table) -> tuple[bytes, pa.Table]:
+    """The part that is there already, and its table. Ours replaces it only where it is no Parquet file at all."""
     there = store_of(uri).read(uri)
     if there == data:
-        return data
+        return data, table
     try:
-        if pq.read_metadata(pa.BufferReader(there)).num_rows == pq.read_metadata(pa.BufferReader(data)).num_rows:
-            return there
-    except pa.ArrowInvalid:
-        pass
-    store_of(uri).write(uri, data)
-    return data
+        found = pq.read_table(pa.BufferReader(there), use_threads=False)
+    except (pa.ArrowInvalid, OSError):  # truncated by a file system, say: no run of ours leaves such a file
+        store_of(uri).write(uri, data)
+        return data, table
+    if (found.schema.metadata or {}).get(b"manifpt.plan_digest") != table.schema.metadata[b"manifpt.plan_digest"]:
+        raise ConfigError(f"{uri} is of another run: choose another --output, or delete the folder.")
+    return there, found
+
+
+def _reconciled(
+    ours: Mapping[str, pa.Table], held: Mapping[str, pa.Table], rejected: Sequence[Rejected]
+) -> list[Rejected]:
+    """Rejected images as the held parts have them: every image of the shard has a row in a part or is listed."""
+    known = {r.image_id: (r.uri, r.source) for r in rejected}
+    for table in (*ours.values(), *held.values()):
+        sources = table["source"].to_pylist() if "source" in table.column_names else ["real"] * len(table)
+        known.update(
+            zip(table["image_id"].to_pylist(), zip(table["uri"].to_pylist(), sources, strict=True), strict=True)
+        )
+    why = {(r.image_id, space): r for r in rejected for space in ([r.space] if r.space else _names(held))}
+    out = []
+    for image_id, (uri, source) in sorted(known.items()):
+        absent = [name for name, table in _names(held).items() if image_id not in set(table["image_id"].to_pylist())]
+        detail = "another run of this plan, at the same time, could not use it"
+        found = [
+            why.get((image_id, name)) or Rejected(image_id, uri, source, name, "changed", detail) for name in absent
+        ]
+        if found and len(absent) == len(held):
+            out.append(Rejected(image_id, uri, source, None, found[0].reason, found[0].detail))
+        else:
+            out += [
+                Rejected(image_id, uri, source, r.space or n, r.reason, r.detail)
+                for r, n in zip(found, absent, strict=True)
+            ]
+    return out
+
+
+def _names(parts: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    return {path.split("/")[1]: table for path, table in parts.items()}
 
 
 def committed_shards(output: str) -> set[int]:
@@ -130,10 +175,10 @@ def read_commits(output: str, shards: Sequence[int]) -> Iterator[dict[str, Any]]
 def write_rejected(output: str, commits: Iterator[dict[str, Any]]) -> None:
     """`rejected.parquet` from commits, in the order of the manifest; also where nothing was rejected."""
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, _REJECTED_SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, REJECTED_COLUMNS, compression="zstd") as writer:
         for commit in commits:
             if commit["rejected"]:
                 columns = [list(values) for values in zip(*commit["rejected"], strict=True)]
-                writer.write_table(pa.table(columns, schema=_REJECTED_SCHEMA))
+                writer.write_table(pa.table(columns, schema=REJECTED_COLUMNS))
     uri = join(output, "rejected.parquet")
     store_of(uri).write(uri, sink.getvalue().to_pybytes())

@@ -6,47 +6,48 @@ Nothing here knows Ray: `manifpt.pipeline` puts each step where it runs. A shard
     rejected                   table: those that did not, with reasons
     view:<key> / code:<key>    uint8 or float32 [n, ...]
     index:<key>                int32 [n], which of `rows` these are: a view can reject an image that another takes
+    rows:<space>               table: the rows of a part, all but the artifact
+    artifact:<space>           [n, D] in the stored number format, where it is stored
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from manifpt.artifacts import artifact_table, parquet_bytes
+from manifpt.artifacts import artifact_table
 from manifpt.decode import content_hash, decode
-from manifpt.errors import BadImage, ConfigError
+from manifpt.errors import BadImage, ConfigError, RejectReason
 from manifpt.fetch import fetch
 from manifpt.manifest import REAL, Manifest
 from manifpt.plan import Plan
-from manifpt.projection import Projection
-from manifpt.reference import LISTED_COLUMNS, Reference, code_table, open_bundle
-from manifpt.shards import Rejected, commit_shard
+from manifpt.reference import LISTED_COLUMNS, Codes, Reference, code_table, open_bundle
+from manifpt.shards import REJECTED_COLUMNS, Rejected, commit_shard, part_path
 from manifpt.spaces import Space, SpaceSpec, View, make_space
 
 __all__ = ["Encoder", "Projecting", "Shard", "commit_artifacts", "commit_codes", "decode_rows"]
 
 Shard = dict[str, Any]
 
-_LEFT_OUT, _COPY, _NEAR_COPIES = 1, 2, 3
 # An image whose nearest is less than half as far as its second nearest is a re-encoded or retouched copy of it: the
-# ratio is near one for independent images. It is counted, not kept out, since only a person can tell which it is.
+# ratio is near one for independent images. It is marked, not kept out, since only a person can tell which it is.
 _NEAR_COPY = 0.5
 
 # What `fetch` needs travels on: a lazy artifact is made again from its image.
 _CARRIED = ["image_id", "uri", "container", "offset", "size_bytes", "source", "split"]
-_REJECTED = pa.schema([pa.field(name, pa.string()) for name in Rejected.__dataclass_fields__])
 
 
 def decode_rows(plan: Plan, shard: int) -> Shard:
     """Reads and decodes the images of one shard, and makes every view that a space asks for."""
     begin = time.perf_counter()
     manifest = Manifest(plan.manifest_uri)
+    if manifest.etag != plan.manifest_etag:
+        raise ConfigError(f"The manifest {plan.manifest_uri} was replaced while the job ran; start the job anew.")
     rows = plan.rows_of(shard)
     table = manifest.read(rows.start, rows.stop)
     manifest.close()
@@ -103,12 +104,7 @@ def _rejection(row: dict[str, Any], space: str | None, bad: BadImage) -> Rejecte
 
 
 def _rejected_table(rejected: Iterable[Rejected]) -> pa.Table:
-    rows = [[getattr(r, name) for name in Rejected.__dataclass_fields__] for r in rejected]
-    return pa.table([list(column) for column in zip(*rows, strict=True)] or [[]] * len(_REJECTED), schema=_REJECTED)
-
-
-def _rejected_rows(table: pa.Table) -> list[Rejected]:
-    return [Rejected(**row) for row in table.to_pylist()]
+    return pa.Table.from_pylist([asdict(r) for r in rejected], schema=REJECTED_COLUMNS)
 
 
 class Encoder:
@@ -140,128 +136,135 @@ class Projecting:
                 f"The reference {plan.reference_uri} was built again while the job ran; start the job anew."
             )
         self._plan = plan
-        self._references = {spec.name: Reference(bundle, spec, threads) for spec in plan.spaces}
+        codes = {key: Codes(bundle, key) for key in {spec.code_key for spec in plan.spaces}}
+        self._references = {spec.name: Reference(codes[spec.code_key], spec, threads) for spec in plan.spaces}
         for reference in self._references.values():
             _ = reference.projector  # built here, so that the first shard's time is its own
 
     def __call__(self, shard: Shard) -> Shard:
-        out = {key: value for key, value in shard.items() if not key.startswith(("code:", "index:"))}
-        rows: pa.Table = shard["rows"]
+        out = {key: value for key, value in shard.items() if not key.startswith(("code:", "index:", "rows"))}
         begin = time.perf_counter()
+        rejected = [shard["rejected"]]
         for name, reference in self._references.items():
-            index = shard[f"index:{reference.space.spec.code_key}"]
-            codes = shard[f"code:{reference.space.spec.code_key}"]
-            of_space = rows.take(pa.array(index))
-            projection, twins = _project(reference, of_space, codes)
-            out[f"index:{name}"] = index
-            out[f"twins:{name}"] = twins
-            out[f"neighbor:{name}"] = pa.table({"id": reference.image_ids.take(pa.array(projection.neighbor_b))})
-            out[f"distance:{name}"] = projection.distance_b
+            key = reference.space.spec.code_key
+            rows = shard["rows"].take(pa.array(shard[f"index:{key}"]))
+            codes = shard[f"code:{key}"] if len(rows) else reference.codes.array[:0]
+            embeddings_bd = reference.space.embed(codes).reshape(len(rows), -1)
+            finite_b = np.isfinite(embeddings_bd).all(axis=1)
+            rejected.append(_not_finite(rows.filter(pa.array(~finite_b)), name))
+            rows = rows.filter(pa.array(finite_b))
+            table, artifact_bd = _projected(reference, rows, embeddings_bd[finite_b])
+            out[f"rows:{name}"] = table
             out[f"shape:{name}"] = np.array(reference.shape)
             if name in self._plan.inline:
-                # float32 so far: the only rounding of what is stored
-                out[f"artifact:{name}"] = projection.artifact_bd.astype(self._plan.dtype)
+                out[f"artifact:{name}"] = _stored(artifact_bd, self._plan.dtype, name)
+        out["rejected"] = pa.concat_tables(rejected)
         out["seconds:project"] = np.array(time.perf_counter() - begin)
         return out
 
 
-def _project(reference: Reference, rows: pa.Table, codes: np.ndarray) -> tuple[Projection, np.ndarray]:
+def _not_finite(rows: pa.Table, space: str) -> pa.Table:
+    bad = BadImage(RejectReason.NOT_FINITE, "the embedding holds numbers that are not finite")
+    return _rejected_table(_rejection(row, space, bad) for row in rows.to_pylist())
+
+
+def _stored(artifact_bd: np.ndarray, dtype: str, space: str) -> np.ndarray:
+    """In the number format of the shards: the only rounding of an artifact."""
+    with np.errstate(over="ignore"):
+        stored = artifact_bd.astype(dtype)
+    if not np.isfinite(stored).all():
+        raise ConfigError(f"Artifacts of space {space!r} are too large for {dtype}; use --dtype float32.")
+    return stored
+
+
+def _projected(reference: Reference, rows: pa.Table, embeddings_bd: np.ndarray) -> tuple[pa.Table, np.ndarray]:
     """Projects, and never a real image onto itself.
 
-    A query that is real, or that is the very object a reference image was made of, does not see the reference images
-    with its pixels (leave-one-out). A generated image may: it is a copy, and its artifact is rightly zero.
+    A query that is the very object a reference image was made of does not see that image; one whose source is `real`
+    does not see any with its pixels either (leave-one-out). A generated image may: it is a copy, and its artifact is
+    rightly zero.
 
     Returns:
-        The projection, and int8 [B], what the reference has of each image: nothing (0), its very pixels, kept out (1)
-        or not (2), or a near copy (3).
+        rows with `neighbor_id`, `distance`, and `twin`, what the reference has of each image: null, its very pixels,
+        `left_out` or not (`copy`), or a `near_copy`; and the artifacts, float32 [B, D].
     """
+    codes = reference.codes
     excluded: list[np.ndarray] = []
-    found = np.zeros(len(rows), np.int8)
-    for b, row in enumerate(rows.select(["image_id", "uri", "source", "content_hash"]).to_pylist()):
-        twins = reference.rows_with(row["content_hash"])
-        itself = any(
-            reference.uris[i].as_py() == row["uri"] and reference.image_ids[i].as_py() == row["image_id"]
-            for i in twins.tolist()
-        )
-        keep_out = len(twins) > 0 and (row["source"] == REAL or itself)
-        found[b] = (_LEFT_OUT if keep_out else _COPY) if len(twins) else 0
-        excluded.append(twins if keep_out else twins[:0])
-    if not len(rows):
-        codes = np.empty((0, *reference.codes.shape[1:]), reference.codes.dtype)
-    embeddings_bd = reference.space.embed(codes).reshape(len(rows), -1)
-    projection = reference.projector.project(embeddings_bd, excluded)
-    if (projection.neighbor_b < 0).any():
+    twin: list[str | None] = []
+    for row in rows.select(["uri", "offset", "source", "content_hash"]).to_pylist():
+        same_pixels, itself = codes.rows_with(row["content_hash"]), codes.rows_at(row["uri"], row["offset"])
+        left_out = np.union1d(itself, same_pixels) if row["source"] == REAL or len(itself) else itself
+        excluded.append(left_out)
+        twin.append("left_out" if len(left_out) else "copy" if len(same_pixels) else None)
+    found = reference.projector.project(embeddings_bd, excluded)
+    if (found.neighbor_b < 0).any():
         raise ConfigError("A real image has no other image in the reference: build it from more than this one image.")
-    near = (found == 0) & (projection.distance_b < _NEAR_COPY * projection.second_b) & np.isfinite(projection.second_b)
-    found[near] = _NEAR_COPIES
-    return projection, found
+    for b in np.flatnonzero((found.distance_b < _NEAR_COPY * found.second_b) & np.isfinite(found.second_b)):
+        twin[b] = twin[b] or "near_copy"
+    table = rows.append_column("neighbor_id", codes.image_ids.take(pa.array(found.neighbor_b)).cast(pa.string()))
+    table = table.append_column("distance", pa.array(found.distance_b, pa.float32()))
+    return table.append_column("twin", pa.array(twin, pa.string())), found.artifact_bd
 
 
 def commit_artifacts(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
     """Writes the artifact parts of one shard and commits it."""
-    begin = time.perf_counter()
-    number = int(shard["shard"])
-    parts: dict[str, bytes] = {}
-    statistics: dict[str, Any] = {}
+    parts: dict[str, pa.Table] = {}
     for spec in plan.spaces:
-        name = spec.name
-        rows = shard["rows"].take(pa.array(shard[f"index:{name}"]))
-        inline = name in plan.inline
-        distance_b = shard[f"distance:{name}"]
-        artifact_bd = shard[f"artifact:{name}"] if inline else None
-        shape = tuple(int(n) for n in shard[f"shape:{name}"])
+        shape = [int(n) for n in shard[f"shape:{spec.name}"]]
+        artifact_bd = shard.get(f"artifact:{spec.name}")
         metadata = {
-            "space": name,
-            "shape": list(shape),
+            "space": spec.name,
+            "shape": shape,
             "dtype": plan.dtype,
-            "store": "inline" if inline else "lazy",
+            "store": "lazy" if artifact_bd is None else "inline",
             "reference_digest": plan.reference_digest,
             "plan_digest": plan.digest,
             "spec": spec.identity(),
         }
-        neighbors = shard[f"neighbor:{name}"]["id"].combine_chunks()
-        table = artifact_table(rows, neighbors, distance_b, artifact_bd, shape, metadata)
-        parts[f"artifacts/{name}/part-{number:05d}.parquet"] = parquet_bytes(table)
-        statistics[name] = _statistics(rows["source"], distance_b, shard[f"twins:{name}"])
-    return _commit(output, shard, parts, statistics, begin)
+        path = part_path("artifacts", spec.name, int(shard["shard"]))
+        parts[path] = artifact_table(shard[f"rows:{spec.name}"], artifact_bd, tuple(shape), metadata)
+    return _commit(output, shard, parts, _statistics)
 
 
-def _statistics(sources: pa.ChunkedArray, distance_b: np.ndarray, twins_b: np.ndarray) -> dict[str, dict[str, float]]:
-    """Mergeable sums by source."""
-    names = np.array(sources.to_pylist(), dtype=object)
-    out = {}
-    for source in sorted(set(names)):
-        distances = distance_b[names == source].astype(np.float64)
-        twins = twins_b[names == source]
-        out[source] = {
-            "images": len(distances),
-            "distance_sum": float(distances.sum()),
-            "distance_min": float(distances.min()),
-            "distance_max": float(distances.max()),
-            "left_out": int((twins == _LEFT_OUT).sum()),
-            "copies": int((twins == _COPY).sum()),
-            "near_copies": int((twins == _NEAR_COPIES).sum()),
+def _statistics(parts: Mapping[str, pa.Table]) -> dict[str, dict[str, dict[str, float]]]:
+    """Mergeable sums by space and source."""
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    for path, table in parts.items():
+        names = np.array(table["source"].to_pylist(), dtype=object)
+        twins = np.array(table["twin"].to_pylist(), dtype=object)
+        distance_b = table["distance"].to_numpy().astype(np.float64)
+        out[path.split("/")[1]] = {
+            source: {
+                "images": int((names == source).sum()),
+                "distance_sum": float(distance_b[names == source].sum()),
+                "distance_min": float(distance_b[names == source].min()),
+                "distance_max": float(distance_b[names == source].max()),
+                "left_out": int((twins[names == source] == "left_out").sum()),
+                "copies": int((twins[names == source] == "copy").sum()),
+                "near_copies": int((twins[names == source] == "near_copy").sum()),
+            }
+            for source in sorted(set(names))
         }
     return out
 
 
-def commit_codes(output: str, shard: Shard) -> dict[str, Any]:
+def commit_codes(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
     """Writes the reference parts of one shard and commits it."""
-    begin = time.perf_counter()
-    number = int(shard["shard"])
-    parts: dict[str, bytes] = {}
+    parts: dict[str, pa.Table] = {}
     for key in (name.removeprefix("code:") for name in shard if name.startswith("code:")):
-        index = shard[f"index:{key}"]
-        rows = shard["rows"].take(pa.array(index)).select(LISTED_COLUMNS)
+        rows = shard["rows"].take(pa.array(shard[f"index:{key}"])).select(LISTED_COLUMNS)
         if len(rows):  # an empty part would have no shape
-            parts[f"embeddings/{key}/part-{number:05d}.parquet"] = parquet_bytes(code_table(rows, shard[f"code:{key}"]))
-    counts = {row["values"]: row["counts"] for row in pc.value_counts(shard["rows"]["source"]).to_pylist()}
-    return _commit(output, shard, parts, {"images": counts}, begin)
+            path = part_path("embeddings", key, int(shard["shard"]))
+            parts[path] = code_table(rows, shard[f"code:{key}"], {"manifpt.plan_digest": plan.digest})
+    return _commit(output, shard, parts)
 
 
 def _commit(
-    output: str, shard: Shard, parts: dict[str, bytes], statistics: dict[str, Any], begin: float
+    output: str,
+    shard: Shard,
+    parts: Mapping[str, pa.Table],
+    statistics: Callable[[Mapping[str, pa.Table]], dict[str, Any]] = lambda parts: {},
 ) -> dict[str, Any]:
     seconds = {key.removeprefix("seconds:"): float(value) for key, value in shard.items() if key.startswith("seconds:")}
-    seconds["commit"] = time.perf_counter() - begin
-    return commit_shard(output, int(shard["shard"]), parts, _rejected_rows(shard["rejected"]), statistics, seconds)
+    rejected = [Rejected(**row) for row in shard["rejected"].to_pylist()]
+    return commit_shard(output, int(shard["shard"]), parts, rejected, seconds, statistics)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -20,7 +21,13 @@ import obstore
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from obstore.auth.boto3 import Boto3CredentialProvider
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, PreconditionError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 from obstore.store import S3Store as ObstoreBucket
 
 from manifpt.errors import ConfigError, StorageError
@@ -72,11 +79,14 @@ class S3Store:
     def _bucket(self, name: str) -> ObstoreBucket:
         endpoint = self.client.meta.endpoint_url
         options: dict[str, Any] = {}
+        region = self.client.meta.region_name
         if not endpoint.endswith("amazonaws.com"):
             options = {"endpoint": endpoint, "virtual_hosted_style_request": False}
+        else:  # obstore follows no redirect to the bucket's region
+            region = self.client.head_bucket(Bucket=name).get("BucketRegion") or region
         return ObstoreBucket(
             name,
-            region=self.client.meta.region_name,
+            region=region,
             credential_provider=Boto3CredentialProvider(self._session),
             client_options={"allow_http": urlsplit(endpoint).scheme == "http", "timeout": timedelta(seconds=120)},
             retry_config=_OBSTORE_RETRY,
@@ -91,10 +101,10 @@ class S3Store:
                 return direct(self._bucket(bucket), key)
             except ValueError:  # obstore's word for such a key
                 return fallback(bucket, key)
-        except (FileNotFoundError, PermissionError, BlockingIOError, AlreadyExistsError):
+        except (PermissionError, BlockingIOError, AlreadyExistsError):
             raise
-        except PermissionDeniedError as error:
-            raise PermissionError(f"{uri}: access denied") from error
+        except (FileNotFoundError, PermissionDeniedError, UnauthenticatedError) as error:
+            raise _by_code(_code_in(error), uri, error) from error
         except (BaseError, BotoCoreError) as error:
             raise StorageError(f"{uri}: {_first_line(error)}") from error
         except ClientError as error:
@@ -189,7 +199,7 @@ class S3Store:
             raise _translated(error, uri) from error
 
     def clean(self, uri: str) -> None:
-        """Nothing: a PUT that does not finish leaves nothing."""
+        """Nothing: a PUT that does not finish leaves nothing, and parts of an upload are for a bucket's own rules."""
 
 
 def _first_line(error: BaseException) -> str:
@@ -198,18 +208,26 @@ def _first_line(error: BaseException) -> str:
 
 def _translated(error: BaseException, uri: str) -> Exception:
     """boto3's errors by what a caller can do about them."""
-    bucket, _ = _split(uri)
     code = error.response["Error"]["Code"] if isinstance(error, ClientError) else type(error).__name__
+    return _by_code(code, uri, error)
+
+
+def _code_in(error: BaseException) -> str:
+    """S3's own code in an error of obstore's, which quotes the answer."""
+    found = re.search(r"<Code>(\w+)</Code>", str(error))
+    return found[1] if found else "404" if isinstance(error, FileNotFoundError) else "403"
+
+
+def _by_code(code: str, uri: str, error: BaseException) -> Exception:
+    bucket, _ = _split(uri)
     if code == "NoSuchBucket":
         return ConfigError(f"There is no bucket {bucket!r} at this endpoint; create it, or correct {uri}.")
     if code in {"404", "NoSuchKey", "NotFound"}:
-        return FileNotFoundError(uri)
+        return FileNotFoundError(f"{uri}: no such object")
     if code in {"403", "AccessDenied", "Forbidden", "AllAccessDisabled"}:
         return PermissionError(f"{uri}: access denied")
     if code in {"412", "PreconditionFailed"}:
         return BlockingIOError(f"{uri}: changed since it was indexed")
-    if code in {"NoCredentialsError", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}:
-        return ConfigError(
-            f"S3 does not accept our credentials for {bucket!r} ({code}); check the AWS variables or role."
-        )
+    if code in {"NoCredentialsError", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}:
+        return ConfigError(f"S3 does not accept our credentials for {bucket!r} ({code}); check AWS variables or role.")
     return StorageError(f"{uri}: {_first_line(error)}")

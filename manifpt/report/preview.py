@@ -16,11 +16,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from manifpt.decode import decode
-from manifpt.errors import BadImage
+from manifpt.errors import BadImage, ConfigError, StorageError
 from manifpt.fetch import fetch
 from manifpt.log import event
 from manifpt.plan import Plan
-from manifpt.shards import committed_shards
+from manifpt.shards import committed_shards, part_path, read_part
 from manifpt.spaces import SpaceSpec
 from manifpt.spaces.pixels import log_spectrum
 from manifpt.storage import join, store_of
@@ -40,7 +40,7 @@ def draw_preview(plan: Plan, output: str) -> None:
         examples = _examples(plan, output)
         if examples:
             store_of(output).write(join(output, "preview.png"), _png(plan, examples))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ConfigError, StorageError) as error:
         event("no_preview", error=error)
 
 
@@ -67,8 +67,7 @@ def _examples(plan: Plan, output: str) -> list[dict[str, Example]]:
 
 
 def _part(output: str, space: str, shard: int, columns: list[str] | None = None) -> pa.Table:
-    uri = join(output, f"artifacts/{space}/part-{shard:05d}.parquet")
-    return pq.read_table(pa.BufferReader(store_of(uri).read(uri)), columns=columns, use_threads=False)
+    return read_part(output, part_path("artifacts", space, shard), columns)
 
 
 def _example(table: pa.Table, image_id: str) -> Example | None:

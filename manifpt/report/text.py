@@ -6,7 +6,12 @@ from typing import Any
 
 from manifpt.storage import join
 
-__all__ = ["say_artifacts", "say_plan", "say_reference"]
+__all__ = ["SAMPLE_PLAN", "say_artifacts", "say_plan", "say_reference"]
+
+
+SAMPLE_PLAN = """The shipped sample: 1,497 real digits become a reference, in rgb and frequency; 2,300 images
+(300 held-out reals and 500 of each of four generators) are projected onto it, in 3 shards, into runs/sample
+(or --output): about 25 MB."""
 
 
 def say_reference(summary: dict[str, Any], output: str) -> str:

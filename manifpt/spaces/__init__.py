@@ -9,6 +9,7 @@ from typing import Any
 from manifpt.errors import ConfigError
 from manifpt.spaces.base import Space, SpaceSpec, View
 from manifpt.spaces.pixels import FrequencySpace, RgbSpace
+from manifpt.spaces.weights import timm_preprocessing
 
 __all__ = ["BUILT_IN", "Space", "SpaceSpec", "View", "make_space", "spec_of"]
 
@@ -63,6 +64,10 @@ def spec_of(name: str, own: Mapping[str, Mapping[str, Any]], size_px: int | None
     """
     built_in = BUILT_IN.get(name)
     fields = dict(own.get(name, {}))
+    if fields.get("name", name) != name:
+        raise ConfigError(f"Space {name!r}: its name is the key under own_spaces; leave out `name`.")
+    if str(fields.get("architecture", "")).startswith("timm:"):
+        fields = timm_preprocessing(fields["architecture"]) | fields
     if built_in is None and not fields:
         known = ", ".join(dict.fromkeys([*BUILT_IN, *own]))
         raise ConfigError(f"Unknown space {name!r}; known: {known}. Describe your own under own_spaces in --config.")
@@ -78,5 +83,5 @@ def spec_of(name: str, own: Mapping[str, Mapping[str, Any]], size_px: int | None
     if spec.kind == "network" and spec.size_px is None:
         spec = replace(spec, size_px=224)
     if spec.kind != "network" and spec.size_px is None and size_px is not None:
-        spec = replace(spec, size_px=size_px)
+        spec = SpaceSpec.from_json({**spec.identity(), "size_px": size_px})
     return spec

@@ -144,6 +144,16 @@ class SpaceSpec:
                 raise ConfigError(f"Space {fields.get('name')!r}: unknown field {name!r}; known: {', '.join(known)}.")
         if "name" not in fields or "kind" not in fields:
             raise ConfigError("A space needs a name and a kind (rgb, frequency or network).")
+        for name in ("size_px", "min_px", "height_px", "width_px"):
+            value = fields.get(name)
+            if value is not None and (type(value) is not int or value < 0 or (name == "size_px" and value < 1)):
+                raise ConfigError(f"Space {fields['name']!r}: {name} is a number of pixels, not {value!r}.")
+        for name in ("mean", "std"):
+            value = fields.get(name, (0.0, 0.0, 0.0))
+            if not (
+                isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(v, float | int) for v in value)
+            ):
+                raise ConfigError(f"Space {fields['name']!r}: {name} is three numbers, not {value!r}.")
         named: dict[str, Any] = {k: tuple(v) if k in {"mean", "std"} else v for k, v in fields.items()}
         return SpaceSpec(**named)
 

@@ -12,7 +12,7 @@ import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from manifpt.errors import ConfigError
 from manifpt.spaces.base import SpaceSpec
@@ -21,7 +21,7 @@ from manifpt.storage import LocalStore, join, normalize, store_of
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["REGISTRY", "Published", "load_state", "resolve_weights"]
+__all__ = ["REGISTRY", "Published", "load_state", "resolve_weights", "timm_preprocessing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,46 +63,54 @@ REGISTRY = {
 
 
 def resolve_weights(spec: SpaceSpec) -> SpaceSpec:
-    """Finds the weight file of a network space and puts its URI and SHA-256 into the spec.
+    """Finds the weight file of a network space and puts its SHA-256 into the spec; its source stays as stated.
 
     Raises:
         ConfigError: no such file, or the wrong one; the sentence says where to put it.
     """
     if spec.kind != "network":
         return spec
-    weights, sha256 = spec.weights or _timm_source(spec), spec.weights_sha256 or ""
-    published = REGISTRY.get(weights)
+    spec = replace(spec, weights=spec.weights or _timm_source(spec))
+    stated, published = spec.weights_sha256 or "", REGISTRY.get(spec.weights or "")
     if published:
-        sha256 = sha256 or published.sha256
-        if not sha256:
+        stated = stated or published.sha256
+        if not stated:
             raise ConfigError(
                 f"{published.source} has no published checksum. Download it, check that `sha256sum` begins with "
                 f"{published.sha256_prefix}, and state it: weights_sha256 of space {spec.name!r} in --config."
             )
-        if not sha256.startswith(published.sha256_prefix):
+        if not stated.startswith(published.sha256_prefix):
             raise ConfigError(f"Space {spec.name!r}: weights_sha256 does not begin with {published.sha256_prefix}.")
-    file, source = (published.file, published.source) if published else (_cached_name(weights), weights)
-    uri = _find(file, source, sha256)
-    found = hashlib.sha256(store_of(uri).read(uri)).hexdigest()
-    if sha256 and found != sha256.lower():
-        raise ConfigError(f"{uri} has SHA-256 {found}, not the stated {sha256}: refused. Delete it and get it again.")
-    if not sha256 and not file.endswith(".safetensors"):
+    uri, data = _read(spec, stated)
+    found = hashlib.sha256(data).hexdigest()
+    if not stated and not uri.endswith(".safetensors"):
         raise ConfigError(
             f"{uri} is a pickle, which runs code when it is loaded: state its weights_sha256 ({found}, if you trust "
             f"this very file), or convert it to safetensors."
         )
-    return replace(spec, weights=uri, weights_sha256=found)
+    return replace(spec, weights_sha256=found)
+
+
+def _read(spec: SpaceSpec, sha256: str) -> tuple[str, bytes]:
+    """Where a weight file is on this machine, and its bytes, verified where a sum is known."""
+    assert spec.weights is not None
+    published = REGISTRY.get(spec.weights)
+    file, source = (published.file, published.source) if published else (_cached_name(spec.weights), spec.weights)
+    uri = _find(file, source, sha256)
+    data = store_of(uri).read(uri)
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 and found != sha256.lower():
+        raise ConfigError(f"{uri} has SHA-256 {found}, not the stated {sha256}: refused. Delete it and get it again.")
+    return uri, data
 
 
 def load_state(spec: SpaceSpec) -> dict[str, torch.Tensor]:
-    """The tensors of a resolved spec's weight file, verified once more: this may be another machine."""
+    """The tensors of a resolved spec's weight file, found and verified on the machine that needs them."""
     import torch  # the driver resolves weights, and never loads them
 
-    assert spec.weights is not None and spec.weights_sha256 is not None, "resolve_weights comes first"
-    data = store_of(spec.weights).read(spec.weights)
-    if hashlib.sha256(data).hexdigest() != spec.weights_sha256:
-        raise ConfigError(f"{spec.weights} changed since the job was planned (SHA-256 differs): refused.")
-    if spec.weights.endswith(".safetensors"):
+    assert spec.weights_sha256 is not None, "resolve_weights comes first"
+    uri, data = _read(spec, spec.weights_sha256)
+    if uri.endswith(".safetensors"):
         from safetensors.torch import load
 
         return load(data)
@@ -154,6 +162,18 @@ def _download(source: str, uri: str, sha256: str) -> str:
         raise ConfigError(f"{source} does not have the stated SHA-256 {sha256}: refused.")
     LocalStore().write(uri, data)
     return uri
+
+
+def timm_preprocessing(architecture: str) -> dict[str, Any]:
+    """Input size, mean and std that timm names for a model's published weights; {} where it names none."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError("A timm architecture needs the package: pip install 'manifpt[timm]'.") from error
+    pretrained = timm.get_pretrained_cfg(architecture.partition(":")[2])
+    if pretrained is None:
+        return {}
+    return {"size_px": pretrained.input_size[-1], "mean": list(pretrained.mean), "std": list(pretrained.std)}
 
 
 def _timm_source(spec: SpaceSpec) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -45,21 +46,16 @@ def test_leave_one_out_for_reals_and_zero_for_copies(tmp_path: Path, cluster: di
     found = json.loads((tmp_path / "run/summary.json").read_text())["spaces"]["rgb"]
     assert (found["real"]["left_out"], found["gan"]["copies"]) == (1, 1)
 
-    # The reference's own images as queries, under a source that does not say that they are real.
-    must(
-        job("index_images", "--input", tmp_path / "reals", "--source", "photos", "--output", tmp_path / "self.parquet")
-    )
-    must(
-        job(
-            "compute_artifacts",
-            "--manifest",
-            tmp_path / "self.parquet",
-            *common,
-            "--output",
-            tmp_path / "self",
-            env=cluster,
-        )
-    )
-    table = pq.read_table(tmp_path / "self/artifacts/rgb")
-    assert min(table["distance"].to_pylist()) > 1
-    assert json.loads((tmp_path / "self/summary.json").read_text())["spaces"]["rgb"]["photos"]["left_out"] == len(reals)
+    # The reference's own images as queries: under a source that does not say that they are real, and under other ids.
+    for name, root in (("self", tmp_path / "reals"), ("other_root", tmp_path)):
+        must(job("index_images", "--input", root, "--source", "photos", "--output", tmp_path / f"{name}.parquet"))
+        arguments = ("--manifest", tmp_path / f"{name}.parquet", *common, "--output", tmp_path / name)
+        must(job("compute_artifacts", *arguments, "--max-rejected", "50%", env=cluster))
+        table = pq.read_table(tmp_path / name / "artifacts/rgb")
+        ours = [row for row in table.drop_columns("artifact").to_pylist() if f"{tmp_path}/reals/" in row["uri"]]
+        assert len(ours) == len(reals)
+        assert min(row["distance"] for row in ours) > 1
+        assert {row["twin"] for row in ours} == {"left_out"}
+        for path in (tmp_path / name).glob("*.parquet"):
+            path.unlink()  # the next root is the folder above
+        shutil.rmtree(tmp_path / name)

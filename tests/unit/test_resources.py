@@ -29,10 +29,11 @@ def test_some_jobs_on_one_cluster_always_have_a_cpu_left_for_a_task(
 
 
 @given(cpus=st.floats(2, 512), network=st.booleans())
-def test_scaled_up_it_leaves_a_quarter_for_tasks(cpus: float, network: bool) -> None:
+def test_scaled_up_it_leaves_room_for_tasks_and_another_job(cpus: float, network: bool) -> None:
     found = share(cpus, 0, network=network, project=True)
     held = sum(actor.cpus * actor.most for actor in (found.encode, found.project) if actor is not None)
-    assert held <= cpus * 0.76
+    if cpus >= 8:  # a second job's first actors and one task fit beside it
+        assert held + cpus / 4 + found.task_cpus <= cpus * 1.01
 
 
 @given(cpus=st.floats(0.5, 512), gpus=st.integers(0, 64), network=st.booleans(), most=st.integers(1, 99))
@@ -53,7 +54,8 @@ def test_a_gpu_node_has_an_actor_a_gpu() -> None:
     found = share(64, 8, network=True, project=True)
     assert found.encode is not None
     assert found.project is not None
-    assert (found.encode.gpus, found.project.gpus) == (0.5, 0.5)
+    assert found.encode.gpus > 0.5, "two encoders on one GPU would each wait for the other's projection"
+    assert found.encode.gpus + 4 * found.project.gpus <= 1
     assert (found.encode.most, found.project.most) == (8, 8)
     assert (found.encode.cpus, found.encode.threads) == (1, 4)
     pixels = share(64, 8, network=False, project=True)
@@ -64,7 +66,10 @@ def test_a_gpu_node_has_an_actor_a_gpu() -> None:
 def test_a_cpu_cluster_scales_by_cpus() -> None:
     found = share(64, 0, network=True, project=True)
     assert found.encode is not None
-    assert (found.encode.cpus, found.encode.threads, found.encode.most) == (4, 4, 8)
+    assert (found.encode.cpus, found.encode.threads, found.encode.most) == (4, 4, 6)
+    small_nodes = share(64, 0, network=True, project=True, largest_node_cpus=2)
+    assert small_nodes.encode is not None
+    assert small_nodes.encode.cpus == 2, "more than a node has would wait forever"
     limited = share(64, 0, network=True, project=True, most_actors=3)
     assert limited.encode is not None
     assert limited.encode.most == 3

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from dataclasses import replace
@@ -13,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifpt.artifacts import artifact_table, parquet_bytes, tensor_column, to_numpy
-from manifpt.errors import PlanMismatch
+from manifpt.errors import ConfigError, PlanMismatch
 from manifpt.packing import pack, unpack
-from manifpt.plan import Plan, auto_shard_rows, publish_plan
+from manifpt.plan import Plan, auto_shard_rows, check_plan, publish_plan
 from manifpt.shards import Rejected, commit_shard, committed_shards, read_commits, write_rejected
 from manifpt.spaces import SpaceSpec
 
@@ -30,8 +31,9 @@ PLAN = Plan(
 BAD = Rejected("a/1.png", "/x/a/1.png", "a", None, "empty", "zero bytes")
 
 
-def part(value: int = 0, rows: int = 3) -> bytes:
-    return parquet_bytes(pa.table({"image_id": [f"{i}" for i in range(rows)], "v": [value] * rows}))
+def part(value: int = 0, ids: str = "abc", plan: str = "p") -> pa.Table:
+    table = pa.table({"image_id": list(ids), "uri": list(ids), "source": ["g"] * len(ids), "v": [value] * len(ids)})
+    return table.replace_schema_metadata({"manifpt.plan_digest": plan})
 
 
 @given(rows=st.integers(1, 5000), shard_rows=st.integers(1, 700))
@@ -47,9 +49,12 @@ def test_a_decoded_shard_stays_small(view_bytes: int, rows: int) -> None:
 
 
 def test_the_same_plan_is_found_and_another_is_refused(tmp_path: Path) -> None:
-    assert publish_plan(PLAN, str(tmp_path))
-    moved = replace(PLAN, manifest_uri="elsewhere.parquet", reference_uri="/moved")
-    assert not publish_plan(moved, str(tmp_path))
+    check_plan(PLAN, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+    publish_plan(PLAN, str(tmp_path))
+    moved = replace(PLAN, manifest_uri="elsewhere.parquet", reference_uri="/moved", manifest_etag="later")
+    publish_plan(moved, str(tmp_path))
+    check_plan(moved, str(tmp_path))
     with pytest.raises(PlanMismatch, match="--dtype.*differs"):
         publish_plan(replace(PLAN, dtype="float32"), str(tmp_path))
     with pytest.raises(PlanMismatch, match="the manifest's content, the number of images differs"):
@@ -68,7 +73,7 @@ def test_a_commit_is_the_last_thing_written(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(storage.LocalStore, "_publish", noted)
     parts = {"artifacts/rgb/part-00004.parquet": part(), "artifacts/frequency/part-00004.parquet": part()}
-    commit_shard(str(tmp_path), 4, parts, [BAD], {}, {"decode": 0.5})
+    commit_shard(str(tmp_path), 4, parts, [BAD], {"decode": 0.5})
     assert names[-1] == "commits/00004.json"
     assert committed_shards(str(tmp_path)) == {4}
     commit = json.loads((tmp_path / "commits" / "00004.json").read_text())
@@ -76,35 +81,65 @@ def test_a_commit_is_the_last_thing_written(tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+PATH = "artifacts/rgb/part-00000.parquet"
+
+
+def put(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / PATH).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / PATH).write_bytes(data)
+
+
+def sha256_there(tmp_path: Path) -> str:
+    return hashlib.sha256((tmp_path / PATH).read_bytes()).hexdigest()
+
+
 def test_a_published_part_is_never_written_again(tmp_path: Path) -> None:
     """A run that died after its part, or a second run with other rounding: first come, first kept; sums stay right."""
-    path = "artifacts/rgb/part-00000.parquet"
     first, second = part(1), part(2)
-    (tmp_path / "artifacts" / "rgb").mkdir(parents=True)
-    (tmp_path / path).write_bytes(first)
-    commit = commit_shard(str(tmp_path), 0, {path: second}, [], {}, {})
-    assert (tmp_path / path).read_bytes() == first
-    import hashlib
-
-    assert commit["parts"][path]["sha256"] == hashlib.sha256(first).hexdigest()
-    again = commit_shard(str(tmp_path), 0, {path: second}, [BAD], {}, {})
+    put(tmp_path, parquet_bytes(first))
+    commit = commit_shard(str(tmp_path), 0, {PATH: second}, [], {}, lambda held: {"v": held[PATH]["v"].to_pylist()})
+    assert (tmp_path / PATH).read_bytes() == parquet_bytes(first)
+    assert commit["parts"][PATH]["sha256"] == sha256_there(tmp_path)
+    assert commit["statistics"] == {"v": [1, 1, 1]}, "statistics are of what is stored"
+    again = commit_shard(str(tmp_path), 0, {PATH: second}, [BAD], {})
     assert again == commit
 
 
+def test_two_runs_that_read_an_image_differently_agree_on_what_is_stored(tmp_path: Path) -> None:
+    """The first could read a and b; ours can't read b any more, but c has come: the commit tells of the stored part."""
+    put(tmp_path, parquet_bytes(part(ids="ab")))
+    gone = Rejected("b", "b", "g", None, "missing", "404")
+    commit = commit_shard(str(tmp_path), 0, {PATH: part(ids="ac")}, [gone], {})
+    assert commit["parts"][PATH]["rows"] == 2
+    assert [row[0] for row in commit["rejected"]] == ["c"]
+    assert commit["rejected"][0][3:5] == [None, "changed"]
+    other = "artifacts/frequency/part-00001.parquet"
+    put(tmp_path / "x", parquet_bytes(part(ids="ab")))
+    small = Rejected("b", "b", "g", "frequency", "too_small", "")
+    commit = commit_shard(str(tmp_path / "x"), 0, {PATH: part(ids="abc"), other: part(ids="ac")}, [small], {})
+    assert [row[:1] + row[3:5] for row in commit["rejected"]] == [
+        ["b", "frequency", "too_small"],
+        ["c", "rgb", "changed"],
+    ]
+
+
+def test_a_part_of_another_plan_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, parquet_bytes(part(plan="other")))
+    with pytest.raises(ConfigError, match="of another run"):
+        commit_shard(str(tmp_path), 0, {PATH: part()}, [], {})
+
+
 def test_a_damaged_part_without_a_commit_is_replaced(tmp_path: Path) -> None:
-    path = "artifacts/rgb/part-00000.parquet"
-    (tmp_path / "artifacts" / "rgb").mkdir(parents=True)
-    (tmp_path / path).write_bytes(part()[:100])
-    commit_shard(str(tmp_path), 0, {path: part()}, [], {}, {})
-    assert (tmp_path / path).read_bytes() == part()
+    put(tmp_path, parquet_bytes(part())[:100])
+    commit_shard(str(tmp_path), 0, {PATH: part()}, [], {})
+    assert (tmp_path / PATH).read_bytes() == parquet_bytes(part())
 
 
 def test_many_writers_of_one_shard_agree(tmp_path: Path) -> None:
-    path = "artifacts/rgb/part-00000.parquet"
     commits: list[dict[str, object]] = []
 
     def write(value: int) -> None:
-        commits.append(commit_shard(str(tmp_path), 0, {path: part(value)}, [], {}, {}))
+        commits.append(commit_shard(str(tmp_path), 0, {PATH: part(value, ids="abc"[: 1 + value % 3])}, [], {}))
 
     threads = [threading.Thread(target=write, args=(value,)) for value in range(12)]
     for thread in threads:
@@ -112,17 +147,15 @@ def test_many_writers_of_one_shard_agree(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len({json.dumps(commit) for commit in commits}) == 1
-    import hashlib
-
-    stored = hashlib.sha256((tmp_path / path).read_bytes()).hexdigest()
-    assert commits[0]["parts"][path]["sha256"] == stored  # type: ignore[index]
+    assert commits[0]["parts"][PATH]["sha256"] == sha256_there(tmp_path)  # type: ignore[index]
+    assert commits[0]["parts"][PATH]["rows"] == pq.read_metadata(tmp_path / PATH).num_rows  # type: ignore[index]
 
 
 def test_rejected_rows_in_manifest_order(tmp_path: Path) -> None:
     output = str(tmp_path)
     for shard in (2, 0, 1):
         bad = replace(BAD, image_id=f"{shard}", space="rgb" if shard == 1 else None)
-        commit_shard(output, shard, {}, [bad] if shard else [], {}, {})
+        commit_shard(output, shard, {}, [bad] if shard else [], {})
     write_rejected(output, read_commits(output, sorted(committed_shards(output))))
     table = pq.read_table(tmp_path / "rejected.parquet")
     assert table["image_id"].to_pylist() == ["1", "2"]
@@ -160,12 +193,9 @@ def test_artifact_files_are_deterministic_and_exact(dtype: str) -> None:
     rng = np.random.default_rng(0)
     rows = pa.table({"image_id": ["a", "b"], "source": ["g", "g"]})
     artifact_bd = rng.standard_normal((2, 12)).astype(dtype)
-    distance_b = np.array([1, 2], np.float32)
+    rows = rows.append_column("neighbor_id", [["r", "s"]]).append_column("distance", pa.array([1, 2], pa.float32()))
     metadata = {"space": "rgb", "shape": [3, 2, 2]}
-    neighbors = pa.array(["r", "s"])
-    made = [
-        parquet_bytes(artifact_table(rows, neighbors, distance_b, artifact_bd, (3, 2, 2), metadata)) for _ in range(2)
-    ]
+    made = [parquet_bytes(artifact_table(rows, artifact_bd, (3, 2, 2), metadata)) for _ in range(2)]
     assert made[0] == made[1]
     table = pq.read_table(pa.BufferReader(made[0]))
     assert table.schema.field("artifact").type == pa.fixed_shape_tensor(pa.from_numpy_dtype(dtype), (3, 2, 2))

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 
 from manifpt import storage
-from manifpt.errors import ConfigError
+from manifpt.errors import ConfigError, StorageError
 from manifpt.storage import is_local, join, normalize, sha256_of, store_of
 
 STORE = store_of("/")
@@ -128,9 +128,9 @@ class TestReadAndWrite:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(storage.os, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(StorageError, match="No space"):
             STORE.write(uri, b"new")
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(StorageError, match="No space"):
             STORE.create(str(tmp_path / "y"), b"new")
         assert STORE.read(uri) == b"old"
         assert names(tmp_path) == ["x"]
