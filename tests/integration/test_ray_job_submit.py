@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from tests.helpers.cluster import RAY, ROOT, ray_head
@@ -27,15 +28,19 @@ def test_the_sample_through_ray_job_submit(tmp_path: Path) -> None:
         address = {"RAY_API_SERVER_ADDRESS": env["TEST_DASHBOARD"]}
         outer = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         inner = {k: v for k, v in env.items() if k != "RAY_ADDRESS"}
-        result = subprocess.run(
-            command,
-            cwd=project,
-            env={**outer, **inner, **address},
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
+        for _ in range(20):
+            result = subprocess.run(
+                command,
+                cwd=project,
+                env={**outer, **inner, **address},
+                capture_output=True,
+                text=True,
+                timeout=280,
+                check=False,
+            )
+            if "No available agent" not in result.stderr:  # a node takes a moment to register
+                break
+            time.sleep(1)
     log = result.stdout + result.stderr
     print(log)
     assert result.returncode == 0, log
