@@ -71,7 +71,7 @@ def index(inputs: Iterable[str], options: IndexOptions, skipped: Counter[str]) -
     """
     clash = set(options.keep_columns) & {*COLUMNS.names, *SHARD_COLUMNS}
     if clash:
-        raise ConfigError(f"--keep-columns {min(clash)}: the manifest has a column of this name already.")
+        raise ConfigError(f"--keep-columns {min(clash)}: manifests and shards have a column of this name already.")
     held: list[Row] = []
     for given in inputs:
         for entry in _entries(given, skipped):
