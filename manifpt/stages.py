@@ -85,10 +85,10 @@ def decode_rows(plan: Plan, shard: int) -> Shard:
         kept.append(number)
         hashes.append(content_hash(image_hwc))
 
-    columns = [*_CARRIED, *manifest.kept_columns]
+    good = table.select([*_CARRIED, *manifest.kept_columns]).take(pa.array(kept, pa.int32()))
     out: Shard = {
         "shard": np.array(shard),
-        "rows": table.select(columns).take(kept).append_column("content_hash", pa.array(hashes, pa.string())),
+        "rows": good.append_column("content_hash", pa.array(hashes, pa.string())),
         "rejected": _rejected_table(rejected),
         "seconds:decode": np.array(time.perf_counter() - begin),
     }
@@ -149,7 +149,7 @@ class Projecting:
             key = reference.space.spec.code_key
             rows = shard["rows"].take(pa.array(shard[f"index:{key}"]))
             codes = shard[f"code:{key}"] if len(rows) else reference.codes.array[:0]
-            embeddings_bd = reference.space.embed(codes).reshape(len(rows), -1)
+            embeddings_bd = reference.space.embed(codes).reshape(len(rows), int(np.prod(reference.shape)))
             finite_b = np.isfinite(embeddings_bd).all(axis=1)
             rejected.append(_not_finite(rows.filter(pa.array(~finite_b)), name))
             rows = rows.filter(pa.array(finite_b))

@@ -193,3 +193,27 @@ def test_the_registry_agrees_with_torchvision() -> None:
         entry = weights.REGISTRY[f"resnet50-imagenet1k-{name}"]
         assert entry.source == published.url
         assert entry.sha256.startswith(entry.file.removesuffix(".pth").rpartition("-")[2])
+
+
+def test_supervised_is_the_2048_features_of_a_resnet50(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published file can't be had here: one of the same layers stands for it."""
+    from torchvision.models import resnet50
+
+    torch.manual_seed(0)
+    network = resnet50().eval()
+    torch.save(network.state_dict(), tmp_path / "resnet50-0676ba61.pth")
+    monkeypatch.setenv("MANIFPT_WEIGHTS", str(tmp_path))
+    with pytest.raises(ConfigError, match="refused"):
+        resolve_weights(spec_of("supervised", {}))
+    stated = replace(weights.REGISTRY["resnet50-imagenet1k-v1"], sha256=sha256_of(tmp_path / "resnet50-0676ba61.pth"))
+    monkeypatch.setitem(weights.REGISTRY, "resnet50-imagenet1k-v1", stated)
+    spec = resolve_weights(spec_of("supervised", {}))
+    assert (spec.view.height_px, spec.mean) == (224, (0.485, 0.456, 0.406))
+    views_bchw = np.random.default_rng(0).integers(0, 256, (2, 3, 224, 224), dtype=np.uint8)
+    features_bd = make_space(spec, threads=2).encode(views_bchw)
+    network.fc = torch.nn.Identity()  # type: ignore[assignment]
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    with torch.inference_mode():
+        expected = network((torch.from_numpy(views_bchw) / 255 - mean) / std).numpy()
+    assert features_bd.shape == (2, 2048)
+    np.testing.assert_allclose(features_bd, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())

@@ -1,0 +1,38 @@
+"""On an accelerator: the same neighbours as brute force, the same features as the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+import torch
+
+from manifpt.projection import NearestProjector
+from manifpt.spaces import make_space, spec_of
+from manifpt.spaces.weights import resolve_weights
+from tests.helpers.weights import ARCHITECTURE, lite0_safetensors
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available() or not faiss.get_num_gpus(), reason="needs a GPU"),
+]
+
+
+def test_neighbors_are_those_of_float64_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    reference_nd = rng.standard_normal((5000, 2048)).astype(np.float32)
+    query_bd = rng.standard_normal((256, 2048)).astype(np.float32)
+    found = NearestProjector(lambda rows: reference_nd[rows], *reference_nd.shape).project(query_bd)
+    nearest_b = [((reference_nd.astype(np.float64) - x_d) ** 2).sum(axis=1).argmin() for x_d in query_bd]
+    assert (found.neighbor_b == nearest_b).all()
+
+
+def test_features_are_those_of_the_cpu(tmp_path: Path) -> None:
+    path = lite0_safetensors(tmp_path / "lite0.safetensors")
+    spec = resolve_weights(replace(spec_of("lite0", {"lite0": {"architecture": ARCHITECTURE}}), weights=str(path)))
+    views_bchw = np.random.default_rng(0).integers(0, 256, (32, 3, 224, 224), dtype=np.uint8)
+    on_cpu, on_gpu = (make_space(spec, 2, device).encode(views_bchw) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,161 @@
+"""The steps of a shard without Ray: what each space takes or rejects, and shards of which nothing is left."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from manifpt.artifacts import to_numpy
+from manifpt.decode import DECODER
+from manifpt.errors import ConfigError
+from manifpt.indexing import IndexOptions, index
+from manifpt.manifest import Manifest, write_manifest
+from manifpt.packing import pack, unpack
+from manifpt.plan import Plan
+from manifpt.reader import read_artifacts
+from manifpt.reference import finish_bundle
+from manifpt.shards import read_commits, write_rejected
+from manifpt.spaces import SpaceSpec
+from manifpt.stages import Encoder, Projecting, Shard, commit_artifacts, commit_codes, decode_rows
+from tests.helpers.images import encoded, picture
+
+NATIVE = SpaceSpec(name="rgb", kind="rgb", height_px=32, width_px=32)
+SMALL = SpaceSpec(name="small", kind="frequency", size_px=16, height_px=16, width_px=16)
+
+
+def travelled(shard: Shard) -> Shard:
+    """As between two stages."""
+    return unpack(pack(shard))
+
+
+def planned(folder: Path, name: str, spaces: tuple[SpaceSpec, ...], shard_rows: int = 4) -> Plan:
+    uri = str(folder / f"{name}.parquet")
+    write_manifest(index([str(folder / name)], IndexOptions(), Counter()), uri)
+    manifest = Manifest(uri)
+    return Plan(
+        task="reference", manifest_uri=uri, manifest_digest=manifest.digest(), manifest_etag=manifest.etag,
+        rows=manifest.rows, shard_rows=shard_rows, spaces=spaces, decoder=DECODER, inline=("rgb", "small"),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """A run over a reference of ten images: of four good queries, four bad ones, and one only for `small`."""
+    for n in range(10):
+        put(tmp_path / f"reals/real/{n}.png", encoded(picture(seed=n), "PNG"))
+    for n in range(4):
+        put(tmp_path / f"queries/a/{n}.png", encoded(picture(seed=20 + n), "PNG"))
+        put(tmp_path / f"queries/b/{n}.png", b"nothing")
+    put(tmp_path / "queries/c/large.png", encoded(picture(64, seed=30), "PNG"))
+    put(tmp_path / "queries/c/tiny.png", encoded(picture(12, seed=31), "PNG"))
+    reals = planned(tmp_path, "reals", (NATIVE, SMALL))
+    for shard in range(reals.shards):
+        codes = travelled(Encoder(reals.spaces)(travelled(decode_rows(reals, shard))))
+        commit_codes(reals, str(tmp_path / "reference"), codes)
+    bundle = finish_bundle(reals, str(tmp_path / "reference"))
+    queries = planned(tmp_path, "queries", (NATIVE, SMALL))
+    return replace(queries, task="artifacts", reference_uri=bundle.uri, reference_digest=bundle.digest)
+
+
+def put(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def run(plan: Plan, output: Path) -> None:
+    projecting = Projecting(plan)
+    for shard in range(plan.shards):
+        codes = travelled(Encoder(plan.spaces)(travelled(decode_rows(plan, shard))))
+        commit_artifacts(plan, str(output), travelled(projecting(codes)))
+
+
+def test_each_space_takes_what_it_can_and_the_rest_is_listed(plan: Plan, tmp_path: Path) -> None:
+    run(plan, tmp_path / "run")
+    ids = {name: pq.read_table(tmp_path / "run/artifacts" / name)["image_id"].to_pylist() for name in ("rgb", "small")}
+    good = [f"a/{n}.png" for n in range(4)]
+    assert ids == {"rgb": good, "small": [*good, "c/large.png"]}
+    write_rejected(str(tmp_path / "run"), read_commits(str(tmp_path / "run"), range(plan.shards)))
+    rows = pq.read_table(tmp_path / "run/rejected.parquet").to_pylist()
+    found = [(row["image_id"], row["space"], row["reason"]) for row in rows]
+    assert found == [
+        *((f"b/{n}.png", None, "not_an_image") for n in range(4)),
+        ("c/large.png", "rgb", "size_mismatch"),
+        ("c/tiny.png", None, "size_mismatch"),
+    ]
+
+
+def test_a_shard_of_which_nothing_is_left_has_an_empty_part(plan: Plan, tmp_path: Path) -> None:
+    run(plan, tmp_path / "run")
+    for name, shape in (("rgb", (3, 32, 32)), ("small", (3, 16, 16))):
+        full, empty = (pq.read_table(tmp_path / f"run/artifacts/{name}/part-0000{n}.parquet") for n in (0, 1))
+        assert len(empty) == 0
+        assert empty.schema.equals(full.schema)
+        assert to_numpy(full["artifact"]).shape == (4, *shape)
+
+
+def test_lazy_and_inline_agree(plan: Plan, tmp_path: Path) -> None:
+    from manifpt.plan import publish_plan
+
+    for name, inline in (("inline", ("rgb", "small")), ("lazy", ())):
+        of_run = replace(plan, inline=inline)
+        publish_plan(of_run, str(tmp_path / name))
+        run(of_run, tmp_path / name)
+    for space in ("rgb", "small"):
+        tables = [list(read_artifacts(str(tmp_path / name), space)) for name in ("inline", "lazy")]
+        for one, other in zip(*tables, strict=True):
+            assert one["image_id"] == other["image_id"]
+            np.testing.assert_array_equal(to_numpy(one["artifact"]), to_numpy(other["artifact"]))
+
+
+def test_an_embedding_that_is_not_finite_is_rejected(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projecting = Projecting(plan)
+    space = projecting._references["rgb"].space
+    embed = space.embed
+
+    def broken(codes: np.ndarray) -> np.ndarray:
+        embedding = embed(codes)
+        if len(codes) == 4:
+            embedding[1, 0, 0, 0] = np.nan
+        return embedding
+
+    monkeypatch.setattr(space, "embed", broken)
+    shard = projecting(travelled(Encoder(plan.spaces)(travelled(decode_rows(plan, 0)))))
+    commit = commit_artifacts(plan, str(tmp_path / "run"), travelled(shard))
+    assert [(row[0], row[3], row[4]) for row in commit["rejected"]] == [("a/1.png", "rgb", "not_finite")]
+    assert pq.read_metadata(tmp_path / "run/artifacts/rgb/part-00000.parquet").num_rows == 3
+    assert pq.read_metadata(tmp_path / "run/artifacts/small/part-00000.parquet").num_rows == 4
+
+
+def test_artifacts_too_large_for_float16_are_an_error_not_infinite(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    projecting = Projecting(plan)
+    reference = projecting._references["rgb"]
+    codes = travelled(Encoder(plan.spaces)(travelled(decode_rows(plan, 0))))
+    embed = reference.space.embed
+    monkeypatch.setattr(reference.space, "embed", lambda c: embed(c) * np.float32(1e6 if len(c) == 4 else 1))
+    with pytest.raises(ConfigError, match="use --dtype float32"):
+        projecting(codes)
+
+
+def test_a_manifest_replaced_meanwhile_is_noticed(plan: Plan, tmp_path: Path) -> None:
+    put(tmp_path / "queries/a/9.png", encoded(picture(seed=99), "PNG"))
+    planned(tmp_path, "queries", plan.spaces)
+    with pytest.raises(ConfigError, match="was replaced while the job ran"):
+        decode_rows(plan, 0)
+
+
+def test_a_part_says_what_it_is(plan: Plan, tmp_path: Path) -> None:
+    run(plan, tmp_path / "run")
+    metadata = pq.read_schema(tmp_path / "run/artifacts/small/part-00000.parquet").metadata
+    assert metadata[b"manifpt.plan_digest"].decode() == plan.digest
+    assert json.loads(metadata[b"manifpt.shape"]) == [3, 16, 16]
+    assert json.loads(metadata[b"manifpt.spec"])["size_px"] == 16
+    assert pa.types.is_string(pq.read_schema(tmp_path / "run/artifacts/small/part-00001.parquet").field("twin").type)
