@@ -31,7 +31,7 @@ def ray_head(
     `node_env` is the node's own, such as its S3 credentials: a job does not bring them.
     """
     folder = tempfile.mkdtemp(prefix="mf-")  # short: the paths of sockets have a limit
-    port, dashboard_port, client_port, metrics_port = free_ports(4)
+    port, dashboard_port, client_port, metrics_port, agent_port, agent_grpc_port = free_ports(6)
     environment = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
@@ -42,7 +42,8 @@ def ray_head(
         RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={num_cpus}",
         f"--temp-dir={folder}", f"--include-dashboard={str(dashboard).lower()}", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client_port}", "--disable-usage-stats",
-        f"--metrics-export-port={metrics_port}", "--object-store-memory=1000000000",
+        f"--metrics-export-port={metrics_port}", f"--dashboard-agent-listen-port={agent_port}",
+        f"--dashboard-agent-grpc-port={agent_grpc_port}", "--object-store-memory=1000000000",
     ]  # fmt: skip
     outer = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     inner = {k: v for k, v in environment.items() if k != "RAY_ADDRESS"}

@@ -16,8 +16,8 @@ import pytest
 from manifpt.artifacts import to_numpy
 from manifpt.decode import decode
 from manifpt.reader import read_artifacts
-from manifpt.reference import Reference, open_bundle
-from manifpt.spaces import make_space
+from manifpt.reference import Codes, Reference, open_bundle
+from manifpt.spaces import SpaceSpec, make_space
 from tests.helpers.cluster import job, must
 from tests.helpers.images import cifar_files, put_objects
 from tests.helpers.s3 import BUCKET
@@ -105,17 +105,18 @@ def test_neighbors_and_artifacts_are_those_of_float64_brute_force(
 ) -> None:
     """1,000 real generated images against NumPy, in each space; the embeddings made anew from the bundle."""
     folder, _ = run
-    reference = Reference(open_bundle(str(folder / "reference")), _spec(folder, space), threads=2)
+    spec = _spec(folder, space)
+    reference = Reference(Codes(open_bundle(str(folder / "reference")), spec.code_key), spec, threads=2)
     reference_nd = reference.embeddings_of(slice(None))
     queries = dict(cifar_files(cifar, SOURCES))
     table = table_of(folder, space)
     view = reference.space.spec.view
     views_bchw = np.stack([view.of(decode(queries[image_id])) for image_id in table["image_id"].to_pylist()])
-    codes = make_space(_spec(folder, space), threads=2).encode(views_bchw)
+    codes = make_space(spec, threads=2).encode(views_bchw)
     query_bd = reference.space.embed(codes).reshape(len(table), -1)
 
     nearest_b, ties_b = brute_force(query_bd, reference_nd)
-    ids = np.array(reference.image_ids.to_pylist())
+    ids = np.array(reference.codes.image_ids.to_pylist())
     stored_b = np.array(table["neighbor_id"].to_pylist())
     differing = stored_b != ids[nearest_b]
     assert not (differing & ~ties_b).any()
@@ -144,7 +145,7 @@ def brute_force(query_bd: np.ndarray, reference_nd: np.ndarray) -> tuple[np.ndar
     return np.array(nearest_b), np.array(ties_b)
 
 
-def _spec(folder: Path, space: str) -> object:
+def _spec(folder: Path, space: str) -> SpaceSpec:
     from dataclasses import replace
 
     spec = open_bundle(str(folder / "reference")).spaces[space]
