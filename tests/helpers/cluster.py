@@ -55,10 +55,17 @@ def ray_head(
         _wait_until_up(environment, process, Path(folder) / "head.log")
         yield {**environment, "TEST_DASHBOARD": f"http://127.0.0.1:{dashboard_port}", "TEST_FOLDER": folder}
     finally:
+        descendants: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):
+            descendants = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(3)
-        end_processes_of(folder)
+        process.kill()
+        for left in descendants:  # by id: some of them name neither the folder nor their head
+            with contextlib.suppress(psutil.Error):
+                left.kill()
+        process.wait(10)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -83,14 +90,6 @@ def workers_of(env: Mapping[str, str], titles: tuple[str, ...] = ("MapBatches", 
                 if parent is not None and any(env["TEST_FOLDER"] in part for part in parent.cmdline()):
                     found.append(process)
     return found
-
-
-def end_processes_of(folder: str) -> None:
-    """Ends, by id, what still runs with this temporary folder in its command line."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and any(folder in part for part in process.cmdline()):
-                process.kill()
 
 
 def job(
