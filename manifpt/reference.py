@@ -165,6 +165,8 @@ def _write_reference_table(plan: Plan, output: str) -> int:
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for commit in read_commits(output, range(plan.shards)):
                 tables = [read_part(output, part, LISTED_COLUMNS) for part in commit["parts"]]
+                if not tables:
+                    continue  # every image of this shard was rejected
                 table = pa.concat_tables([t.cast(schema) for t in tables]).group_by(LISTED_COLUMNS).aggregate([])
                 table = table.select(LISTED_COLUMNS).sort_by("image_id")
                 writer.write_table(table)

@@ -217,14 +217,14 @@ def _execute(plan: Plan, output: str, max_rejected: str, max_actors: int | None)
           spaces=",".join(spec.name for spec in plan.spaces), output=output)  # fmt: skip
     rejected = sum(commit["rejected_images"] for commit in read_commits(output, sorted(done)))
     images = sum(len(plan.rows_of(shard)) for shard in done)
-    computed = 0
-    progress = Progress(plan.rows, images, rejected)
+    computed, images_per_s = 0, None
     if pending and rejected <= budget:
         from manifpt import pipeline  # Ray costs a second, and a finished run doesn't need it
 
         pipeline.connect()
         if not pipeline.on_one_node() and is_local(output):
             event("shared_storage_needed", path=output, hint="every node must see this path; else use s3://")
+        progress = Progress(plan.rows, images, rejected)
         try:
             for commit in pipeline.run(plan, output, pending, max_actors):
                 computed += 1
@@ -232,13 +232,14 @@ def _execute(plan: Plan, output: str, max_rejected: str, max_actors: int | None)
                 rejected += commit["rejected_images"]
                 if rejected > budget:
                     break
+            images_per_s = round(progress.images_per_s, 1)
         finally:
             progress.close()
     committed = committed_shards(output) & set(range(plan.shards))
     summary = _summary(plan, output, committed) | {
         "shards_computed": computed,
         "seconds": round(time.monotonic() - begin, 2),
-        "images_per_s": round(progress.images_per_s, 1) if computed else None,
+        "images_per_s": images_per_s,
     }
     if rejected > budget:
         if pending:  # a finished run keeps its summary

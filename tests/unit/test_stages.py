@@ -100,6 +100,20 @@ def test_a_shard_of_which_nothing_is_left_has_an_empty_part(plan: Plan, tmp_path
         assert to_numpy(full["artifact"]).shape == (4, *shape)
 
 
+def test_a_reference_survives_a_shard_of_bad_images(tmp_path: Path) -> None:
+    for n in range(4):
+        put(tmp_path / f"reals/a/{n}.png", b"nothing")
+        put(tmp_path / f"reals/b/{n}.png", encoded(picture(seed=n), "PNG"))
+    reals = planned(tmp_path, "reals", (NATIVE,))
+    for shard in range(reals.shards):
+        codes = travelled(Encoder(reals.spaces)(travelled(decode_rows(reals, shard))))
+        commit_codes(reals, str(tmp_path / "reference"), codes)
+    bundle = finish_bundle(reals, str(tmp_path / "reference"))
+    assert bundle.images == 4
+    listed = pq.read_table(tmp_path / "reference/reference.parquet")["image_id"].to_pylist()
+    assert listed == [f"b/{n}.png" for n in range(4)]
+
+
 def test_lazy_and_inline_agree(plan: Plan, tmp_path: Path) -> None:
     from manifpt.plan import publish_plan
 
