@@ -76,6 +76,9 @@ class ArtifactsConfig:
     """Spaces of the bundle. Default: all of them."""
     store: Literal["inline", "lazy", "auto"] = "auto"
     """inline: artifacts in the shards. lazy: neighbour and distance only. auto: lazy over 128 KiB a row."""
+    projection: Literal["exact", "flat", "approximate"] = "exact"
+    """exact: by the fastest proved search. flat: the same, looking at every reference image. approximate: FAISS IVF,
+    whose recall is measured and reported."""
     dtype: Literal["float16", "float32"] = "float16"
     """Number format of stored artifacts."""
     shard_rows: int | None = None

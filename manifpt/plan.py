@@ -31,6 +31,7 @@ _FIELDS = {
     "dtype": "the stored number format (--dtype)",
     "inline": "what is stored inline (--store)",
     "decoder": "the decoder",
+    "projection": "exact or approximate projection (--projection)",
 }
 
 
@@ -51,6 +52,7 @@ class Plan:
         inline: spaces whose artifacts are stored, not only their neighbours.
         decoder: rule of `manifpt.decode`.
         manifest_etag: of the manifest now, so that a worker sees when it was replaced.
+        projection: `exact`, `flat` (as exact, by looking at everything) or `approximate`.
     """
 
     task: str
@@ -65,6 +67,7 @@ class Plan:
     inline: tuple[str, ...] = ()
     decoder: str = ""
     manifest_etag: str = ""
+    projection: str = "exact"
 
     @property
     def shards(self) -> int:
@@ -86,6 +89,7 @@ class Plan:
             "dtype": self.dtype,
             "inline": list(self.inline),
             "decoder": self.decoder,
+            "projection": "approximate" if self.projection == "approximate" else "exact",
         }
 
     @property

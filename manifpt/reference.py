@@ -14,6 +14,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
+import platform
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +33,7 @@ from manifpt.decode import DECODER, decoder_versions
 from manifpt.errors import ConfigError
 from manifpt.plan import Plan
 from manifpt.projection import NearestProjector, Rows
+from manifpt.search import SMALL, Choice, Vectors, choose_search
 from manifpt.shards import read_commits, read_part
 from manifpt.spaces import Space, SpaceSpec, make_space
 from manifpt.storage import join, store_of
@@ -62,6 +65,7 @@ class Bundle:
         parts: paths and SHA-256 by code key.
         dims: numbers an embedding has, by space.
         decoder_versions: of the libraries that decoded it.
+        searches: the fastest exact search, by space.
     """
 
     uri: str
@@ -71,6 +75,7 @@ class Bundle:
     parts: dict[str, list[dict[str, Any]]]
     dims: dict[str, int]
     decoder_versions: dict[str, str]
+    searches: dict[str, Choice]
 
 
 def open_bundle(uri: str) -> Bundle:
@@ -98,7 +103,10 @@ def open_bundle(uri: str) -> Bundle:
         fields["name"]: replace(SpaceSpec.from_json(fields), weights=weights.get(fields["name"]))
         for fields in document["spaces"]
     }
-    return Bundle(uri, spaces, document["digest"], document["images"], document["parts"], document["dims"], versions)
+    searches = {name: Choice.from_json(document.get("searches", {}).get(name)) for name in spaces}
+    return Bundle(
+        uri, spaces, document["digest"], document["images"], document["parts"], document["dims"], versions, searches
+    )
 
 
 def library_versions() -> dict[str, str]:
@@ -134,12 +142,14 @@ def finish_bundle(plan: Plan, output: str) -> Bundle:
         "parts": parts,
     }
     digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    dims, searches = _measured(plan, output, parts)
     document |= {
         "format": 1,
         "digest": digest,
         "images": images,
         "manifest_digest": plan.manifest_digest,
-        "dims": {spec.name: _dim(spec, output, parts) for spec in plan.spaces},
+        "dims": dims,
+        "searches": searches | {"measured_on": platform.processor() or platform.machine(), "threads": os.cpu_count()},
         "weights": {spec.name: spec.weights for spec in plan.spaces if spec.weights},
         "versions": library_versions(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -149,10 +159,30 @@ def finish_bundle(plan: Plan, output: str) -> Bundle:
     return open_bundle(output)
 
 
-def _dim(spec: SpaceSpec, output: str, parts: dict[str, list[dict[str, Any]]]) -> int:
-    """Numbers an embedding of a space has, seen on one."""
-    space = make_space(spec)
-    return int(space.embed(codes_of(read_part(output, parts[spec.code_key][0]["path"]))[:1]).size)
+_SAMPLE_BYTES = 512 << 20  # of embeddings, on which searches are timed
+
+
+def _measured(
+    plan: Plan, output: str, parts: dict[str, list[dict[str, Any]]]
+) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
+    """Numbers an embedding has, and the fastest search, by space."""
+    dims, searches = {}, {}
+    for spec in plan.spaces:
+        space = make_space(spec)
+        of_code = parts[spec.code_key]
+        some = [codes_of(read_part(output, next(part["path"] for part in of_code if part["rows"])))]
+        dims[spec.name] = dim = int(space.embed(some[0][:1]).size)
+        count, wanted = sum(part["rows"] for part in of_code), max(64, _SAMPLE_BYTES // (4 * dim))
+        rows = len(some[0])
+        for part in of_code[1:]:
+            if rows >= wanted or count * dim < SMALL:
+                break
+            some.append(codes_of(read_part(output, part["path"])))
+            rows += len(some[-1])
+        codes = np.concatenate(some)[:wanted]
+        sample = Vectors(lambda r, c=codes, s=space, d=dim: s.embed(c[r]).reshape(-1, d), len(codes), dim)  # type: ignore[misc]
+        searches[spec.name] = choose_search(sample, count, space.compact, os.cpu_count() or 1).to_json()
+    return dims, searches
 
 
 def _write_reference_table(plan: Plan, output: str) -> int:
@@ -259,16 +289,22 @@ def _verified_parts(bundle: Bundle, key: str) -> Iterator[pa.Table]:
 class Reference:
     """The images of a bundle in one space: codes that spaces may share, and the projector over their embeddings."""
 
-    def __init__(self, codes: Codes, spec: SpaceSpec, threads: int = 1) -> None:
+    def __init__(self, codes: Codes, spec: SpaceSpec, threads: int = 1, choice: Choice | None = None) -> None:
         self.codes = codes
         self.space: Space = make_space(spec, threads)
         self.shape: tuple[int, ...] = self.space.embed(codes.array[:1]).shape[1:]
-        self._threads = threads
+        self._threads, self._choice = threads, choice
 
     @functools.cached_property
     def projector(self) -> NearestProjector:
         """Over all rows; made at the first use, since reading artifacts back needs none."""
-        return NearestProjector(self.embeddings_of, len(self.codes.array), int(np.prod(self.shape)), self._threads)
+        return self.projector_by(self._choice)
+
+    def projector_by(self, choice: Choice | None) -> NearestProjector:
+        """Over all rows, by another search."""
+        dim = int(np.prod(self.shape))
+        count = len(self.codes.array)
+        return NearestProjector(self.embeddings_of, count, dim, self._threads, choice, self.space.compact)
 
     def embeddings_of(self, rows: Rows) -> np.ndarray:
         """float32 [M, D] of some reference rows."""

@@ -141,6 +141,7 @@ def plan_artifacts(config: ArtifactsConfig) -> tuple[Plan, str]:
         inline=stored,
         decoder=DECODER,
         manifest_etag=manifest.etag,
+        projection=config.projection,
     )
     return plan, normalize(config.output)
 
@@ -283,6 +284,11 @@ def _summary(plan: Plan, output: str, shards: set[int]) -> dict[str, Any]:
     write_rejected(output, tallied())
     for of_source in (found for of_space in sources.values() for found in of_space.values()):
         of_source["distance_mean"] = of_source.pop("distance_sum") / of_source["images"]
+    recall = {
+        space: sum(s["right"] for s in found.values()) / max(1, sum(s["checked"] for s in found.values()))
+        for space, found in sources.items()
+        if plan.projection == "approximate"
+    }
     return {
         "task": plan.task,
         "images": plan.rows,
@@ -292,7 +298,8 @@ def _summary(plan: Plan, output: str, shards: set[int]) -> dict[str, Any]:
         "parts": {name: {"rows": rows[name], "bytes": stored[name]} for name in sorted(rows)},
         "spaces": {space: dict(sorted(found.items())) for space, found in sources.items()},
         "stage_seconds": {name: round(seconds, 2) for name, seconds in stages.items()},
-        "projection": "exact" if plan.task == "artifacts" else None,
+        "projection": plan.semantic()["projection"] if plan.task == "artifacts" else None,
+        **({"recall": recall} if recall else {}),
         "plan_digest": plan.digest,
         "reference_digest": plan.reference_digest or None,
         "versions": library_versions(),

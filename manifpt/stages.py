@@ -27,6 +27,7 @@ from manifpt.fetch import fetch
 from manifpt.manifest import REAL, Manifest
 from manifpt.plan import Plan
 from manifpt.reference import LISTED_COLUMNS, Codes, Reference, code_table, open_bundle
+from manifpt.search import Choice
 from manifpt.shards import REJECTED_COLUMNS, Rejected, commit_shard, part_path
 from manifpt.spaces import Space, SpaceSpec, View, make_space
 
@@ -37,6 +38,8 @@ Shard = dict[str, Any]
 # An image whose nearest is less than half as far as its second nearest is a re-encoded or retouched copy of it: the
 # ratio is near one for independent images. It is marked, not kept out, since only a person can tell which it is.
 _NEAR_COPY = 0.5
+
+_CHECKED = 64  # images a shard whose approximate neighbour is compared with the exact one
 
 # What `fetch` needs travels on: a lazy artifact is made again from its image.
 _CARRIED = ["image_id", "uri", "container", "offset", "size_bytes", "source", "split"]
@@ -137,9 +140,15 @@ class Projecting:
             )
         self._plan = plan
         codes = {key: Codes(bundle, key) for key in {spec.code_key for spec in plan.spaces}}
-        self._references = {spec.name: Reference(codes[spec.code_key], spec, threads) for spec in plan.spaces}
-        for reference in self._references.values():
+        choices = {name: _choice(plan.projection, choice) for name, choice in bundle.searches.items()}
+        self._references = {
+            spec.name: Reference(codes[spec.code_key], spec, threads, choices[spec.name]) for spec in plan.spaces
+        }
+        self._exact = {}
+        for name, reference in self._references.items():
             _ = reference.projector  # built here, so that the first shard's time is its own
+            if plan.projection == "approximate":
+                self._exact[name] = reference.projector_by(bundle.searches[name])
 
     def __call__(self, shard: Shard) -> Shard:
         out = {key: value for key, value in shard.items() if not key.startswith(("code:", "index:", "rows"))}
@@ -153,7 +162,9 @@ class Projecting:
             finite_b = np.isfinite(embeddings_bd).all(axis=1)
             rejected.append(_not_finite(rows.filter(pa.array(~finite_b)), name))
             rows = rows.filter(pa.array(finite_b))
-            table, artifact_bd = _projected(reference, rows, embeddings_bd[finite_b])
+            table, artifact_bd, excluded = _projected(reference, rows, embeddings_bd[finite_b])
+            if name in self._exact:
+                out[f"recall:{name}"] = self._recall(name, table, embeddings_bd[finite_b], excluded)
             out[f"rows:{name}"] = table
             out[f"shape:{name}"] = np.array(reference.shape)
             if name in self._plan.inline:
@@ -161,6 +172,16 @@ class Projecting:
         out["rejected"] = pa.concat_tables(rejected)
         out["seconds:project"] = np.array(time.perf_counter() - begin)
         return out
+
+    def _recall(self, name: str, table: pa.Table, embeddings_bd: np.ndarray, excluded: list[np.ndarray]) -> np.ndarray:
+        """bool [n], whether the first images of a shard, looked up exactly too, got their true neighbour."""
+        some = slice(0, _CHECKED)
+        exact = self._exact[name].project(embeddings_bd[some], excluded[some])
+        return table["distance"].to_numpy()[some] <= exact.distance_b
+
+
+def _choice(projection: str, measured: Choice) -> Choice:
+    return measured if projection == "exact" else Choice(projection)
 
 
 def _not_finite(rows: pa.Table, space: str) -> pa.Table:
@@ -177,7 +198,9 @@ def _stored(artifact_bd: np.ndarray, dtype: str, space: str) -> np.ndarray:
     return stored
 
 
-def _projected(reference: Reference, rows: pa.Table, embeddings_bd: np.ndarray) -> tuple[pa.Table, np.ndarray]:
+def _projected(
+    reference: Reference, rows: pa.Table, embeddings_bd: np.ndarray
+) -> tuple[pa.Table, np.ndarray, list[np.ndarray]]:
     """Projects, and never a real image onto itself.
 
     A query that is the very object a reference image was made of does not see that image; one whose source is `real`
@@ -186,7 +209,7 @@ def _projected(reference: Reference, rows: pa.Table, embeddings_bd: np.ndarray) 
 
     Returns:
         rows with `neighbor_id`, `distance`, and `twin`, what the reference has of each image: null, its very pixels,
-        `left_out` or not (`copy`), or a `near_copy`; and the artifacts, float32 [B, D].
+        `left_out` or not (`copy`), or a `near_copy`; the artifacts, float32 [B, D]; and what was left out for each.
     """
     codes = reference.codes
     excluded: list[np.ndarray] = []
@@ -203,7 +226,7 @@ def _projected(reference: Reference, rows: pa.Table, embeddings_bd: np.ndarray) 
         twin[b] = twin[b] or "near_copy"
     table = rows.append_column("neighbor_id", codes.image_ids.take(pa.array(found.neighbor_b)).cast(pa.string()))
     table = table.append_column("distance", pa.array(found.distance_b, pa.float32()))
-    return table.append_column("twin", pa.array(twin, pa.string())), found.artifact_bd
+    return table.append_column("twin", pa.array(twin, pa.string())), found.artifact_bd, excluded
 
 
 def commit_artifacts(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
@@ -223,10 +246,13 @@ def commit_artifacts(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
         }
         path = part_path("artifacts", spec.name, int(shard["shard"]))
         parts[path] = artifact_table(shard[f"rows:{spec.name}"], artifact_bd, tuple(shape), metadata)
-    return _commit(output, shard, parts, _statistics)
+    recall = {name.removeprefix("recall:"): value for name, value in shard.items() if name.startswith("recall:")}
+    return _commit(output, shard, parts, lambda held: _statistics(held, recall))
 
 
-def _statistics(parts: Mapping[str, pa.Table]) -> dict[str, dict[str, dict[str, float]]]:
+def _statistics(
+    parts: Mapping[str, pa.Table], recall: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, dict[str, float]]]:
     """Mergeable sums by space and source."""
     out: dict[str, dict[str, dict[str, float]]] = {}
     for path, table in parts.items():
@@ -245,6 +271,12 @@ def _statistics(parts: Mapping[str, pa.Table]) -> dict[str, dict[str, dict[str, 
             }
             for source in sorted(set(names))
         }
+    for space, right_b in recall.items():
+        path = next(path for path in parts if path.split("/")[1] == space)
+        checked = parts[path]["source"].to_pylist()[: len(right_b)]
+        for source, sums in out[space].items():
+            is_of_b = np.array([name == source for name in checked], bool)
+            sums |= {"checked": int(is_of_b.sum()), "right": int(right_b[: len(checked)][is_of_b].sum())}
     return out
 
 

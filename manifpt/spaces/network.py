@@ -55,6 +55,10 @@ class NetworkSpace:
         """The code itself: float32 [B, D]."""
         return codes
 
+    def compact(self, embeddings_bd: np.ndarray) -> np.ndarray:
+        """The embedding itself."""
+        return embeddings_bd
+
 
 def build_network(spec: SpaceSpec) -> nn.Module:
     """The network without its classifier, with verified weights, in eval mode.

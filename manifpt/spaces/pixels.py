@@ -5,6 +5,8 @@ Legend: B images, H W pixels.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from manifpt.spaces.base import SpaceSpec
@@ -30,6 +32,10 @@ class RgbSpace(_PixelSpace):
         """uint8 [B, 3, H, W] -> float32 [B, 3, H, W]."""
         return codes.astype(np.float32) / np.float32(255)
 
+    def compact(self, embeddings_bd: np.ndarray) -> np.ndarray:
+        """The embedding itself."""
+        return embeddings_bd
+
 
 class FrequencySpace(_PixelSpace):
     """phi(x) = log(|fftshift(fft2(x))| + eps), a channel (paper section 3; cocoaaa/gm-fpts)."""
@@ -37,6 +43,30 @@ class FrequencySpace(_PixelSpace):
     def embed(self, codes: np.ndarray) -> np.ndarray:
         """uint8 [B, 3, H, W] -> float32 [B, 3, H, W]."""
         return log_spectrum(codes)
+
+    def compact(self, embeddings_bd: np.ndarray) -> np.ndarray:
+        """Half of the spectrum: float32 [B, D] -> float32 [B, D / 2 and a few].
+
+        |F(-u, -v)| = |F(u, v)| of a real image. So (a + b) / sqrt(2) of the two holds their distances but for the noise
+        of near-zero bins, and is never longer, since it is an orthonormal projection.
+        """
+        spectrum_bcp = embeddings_bd.reshape(len(embeddings_bd), 3, -1)
+        first_p, second_p, single_p = _mirrored(self.spec.height_px or 1, self.spec.width_px or 1)
+        pairs_bcp = (spectrum_bcp[:, :, first_p] + spectrum_bcp[:, :, second_p]) * np.float32(0.5**0.5)
+        return np.concatenate([pairs_bcp, spectrum_bcp[:, :, single_p]], axis=2).reshape(len(embeddings_bd), -1)
+
+
+@functools.cache
+def _mirrored(height_px: int, width_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flat positions of a shifted spectrum: the two of each mirrored pair, and those that are their own mirror."""
+    place_hw = np.arange(height_px * width_px).reshape(height_px, width_px)
+    unshifted_hw = np.fft.ifftshift(place_hw)
+    mirror_hw = np.roll(unshifted_hw[::-1, ::-1], (1, 1), (0, 1))
+    mirror_p = np.empty(height_px * width_px, np.int64)
+    mirror_p[unshifted_hw.reshape(-1)] = mirror_hw.reshape(-1)
+    own_p = place_hw.reshape(-1)
+    first_p = own_p[own_p < mirror_p]
+    return first_p, mirror_p[first_p], own_p[own_p == mirror_p]
 
 
 def log_spectrum(images_bchw: np.ndarray) -> np.ndarray:

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manifpt.projection import NearestProjector, _rounding
+from manifpt.projection import NearestProjector
+from manifpt.search.flat import FlatSearch, rounding
+from manifpt.search.vectors import Vectors
 
 
 def brute_force(query_bd: np.ndarray, reference_nd: np.ndarray) -> np.ndarray:
@@ -62,12 +64,13 @@ def test_float64_search_agrees_when_no_candidate_is_proved(monkeypatch: pytest.M
     reference_nd = rng.standard_normal((300, 48)).astype(np.float32)
     reference_nd[200:] = reference_nd[:100]  # every neighbour below 100 has a twin
     query_bd = rng.standard_normal((70, 48)).astype(np.float32)
-    monkeypatch.setattr("manifpt.projection._BLOCK_BYTES", 48 * 8 * 64)  # several blocks
-    one = projector(reference_nd)
-    neighbor_b, squared_b = one._in_float64(query_bd, [np.empty(0, np.int64)] * 70)
+    monkeypatch.setattr("manifpt.search.vectors._BLOCK_BYTES", 48 * 4 * 64)  # several blocks
+    one = FlatSearch(Vectors(lambda rows: reference_nd[rows], *reference_nd.shape))
+    found = one._in_float64(query_bd, 2, [np.empty(0, np.int64)] * 70)
     squared_bn = brute_force(query_bd, reference_nd)
-    assert (neighbor_b == squared_bn.argmin(axis=1)).all()
-    np.testing.assert_allclose(squared_b, squared_bn.min(axis=1), rtol=1e-12)
+    order_bn = np.argsort(squared_bn, axis=1, kind="stable")[:, :2]
+    assert (found.row_bk == order_bn).all()
+    np.testing.assert_allclose(found.squared_bk, np.take_along_axis(squared_bn, order_bn, 1), rtol=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -112,8 +115,8 @@ def test_an_outlier_of_huge_norm_does_not_spoil_the_proof() -> None:
     reference_nd = rng.standard_normal((400, 512)).astype(np.float32)
     reference_nd[7] = -27.6 * 100
     query_bd = rng.standard_normal((50, 512)).astype(np.float32)
-    one = projector(reference_nd)
-    *_, proved_b = one._by_candidates(query_bd, [np.empty(0, np.int64)] * 50)
+    one = FlatSearch(Vectors(lambda rows: reference_nd[rows], *reference_nd.shape))
+    _, proved_b = one._by_candidates(query_bd, 2, [np.empty(0, np.int64)] * 50)
     assert proved_b.mean() > 0.9
 
 
@@ -124,4 +127,4 @@ def test_the_rounding_bound_holds_for_float32_expansions(dim: int) -> None:
     y_nd = (rng.standard_normal((64, dim)) * 3).astype(np.float32)
     computed_bn = (x_bd**2).sum(1)[:, None] + (y_nd**2).sum(1) - 2 * (x_bd @ y_nd.T)
     norms_bn = np.linalg.norm(x_bd, axis=1)[:, None] + np.linalg.norm(y_nd, axis=1)
-    assert (np.abs(computed_bn - brute_force(x_bd, y_nd)) <= _rounding(dim, norms_bn)).all()
+    assert (np.abs(computed_bn - brute_force(x_bd, y_nd)) <= rounding(dim, norms_bn)).all()

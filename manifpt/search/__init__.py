@@ -1,0 +1,64 @@
+"""The nearest rows of a reference: exact by proof, whichever of the searches finds them.
+
+`flat` looks at everything, `pruned` at what bounds leave, `approximate` at what it guesses, when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from manifpt.search.choose import SMALL, Choice, choose_search
+from manifpt.search.distinct import DistinctSearch, Search, distinct_rows
+from manifpt.search.flat import FlatSearch
+from manifpt.search.vectors import Found, Rows, Vectors
+
+__all__ = ["SMALL", "Choice", "Found", "Rows", "Search", "Vectors", "choose_search", "make_search"]
+
+
+def make_search(
+    embeddings_of: Callable[[Rows], np.ndarray],
+    count: int,
+    dim: int,
+    *,
+    choice: Choice,
+    compact: Callable[[np.ndarray], np.ndarray],
+    threads: int = 1,
+) -> Search:
+    """A search over N reference rows.
+
+    Args:
+        embeddings_of: rows -> float32 [M, D]; deterministic, and may be called again for a few rows.
+        count, dim: N and D.
+        choice: see `choose_search`; its method may be `approximate` too.
+        compact: float32 [B, D] -> float32 [B, W], linear, and no longer than what it is made of.
+        threads: CPU threads.
+
+    Raises:
+        ValueError: an embedding is no finite number.
+    """
+    vectors = Vectors(embeddings_of, count, dim)
+    same_as = distinct_rows(vectors.at, list(vectors.slices()))
+    rows = np.unique(same_as)
+    if len(rows) == count:
+        return _make(vectors, choice, compact, threads)
+    distinct = Vectors(lambda part: vectors.at(rows[part]), len(rows), dim)
+    return DistinctSearch(_make(distinct, choice, compact, threads), same_as)
+
+
+def _make(vectors: Vectors, choice: Choice, compact: Callable[[np.ndarray], np.ndarray], threads: int) -> Search:
+    import faiss
+
+    gpu = faiss.get_num_gpus() > 0
+    if choice.method == "approximate":
+        from manifpt.search.approximate import ApproximateSearch
+
+        return ApproximateSearch(vectors, threads)
+    if choice.method == "pruned":
+        from manifpt.search.pruned import PrunedSearch
+        from manifpt.search.screen import fit_basis, sample_of
+
+        basis = fit_basis(sample_of(vectors, compact, choice.dims), choice.dims)
+        return PrunedSearch(vectors, basis, compact, threads, "cuda" if gpu else "cpu")
+    return FlatSearch(vectors, threads, gpu)

@@ -1,0 +1,176 @@
+"""The reference's embeddings as a search sees them: held in memory where they fit, made again where they don't.
+
+Legend: N reference rows, D dimensions, B queries, P pairs of a query and a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Found", "Rows", "Vectors", "nearest_of_pairs", "pairwise"]
+
+Rows = np.ndarray | slice
+
+_HELD_BYTES = 4 << 30  # beyond, an actor keeps codes only, and embeds the few rows that it compares
+_BLOCK_BYTES = 64 << 20
+_PAIR_BYTES = 16 << 20  # of gathered rows at a time: what caches like
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The k nearest rows of B queries.
+
+    Attributes:
+        row_bk: int64 [B, k], nearest first, ties to the smallest row; -1 where there is none.
+        squared_bk: float64 [B, k], squared Euclidean; infinite where there is none.
+    """
+
+    row_bk: np.ndarray
+    squared_bk: np.ndarray
+
+
+class Vectors:
+    """float32 [N, D], by row."""
+
+    def __init__(self, embeddings_of: Callable[[Rows], np.ndarray], count: int, dim: int) -> None:
+        """Args:
+        embeddings_of: rows -> float32 [M, D]; deterministic.
+        count: N, at least 1.
+        dim: D.
+
+        Raises:
+            ValueError: an embedding is no finite number.
+        """
+        self.count, self.dim = count, dim
+        held = np.empty((count, dim), np.float32) if 4 * count * dim <= _HELD_BYTES else None
+        for block in self.slices():
+            embeddings_md = embeddings_of(block)
+            if not np.isfinite(embeddings_md).all():
+                raise ValueError(
+                    "the reference holds embeddings that are no finite numbers: the network or its weights are broken"
+                )
+            if held is not None:
+                held[block] = embeddings_md
+        self._held = held
+        self._embeddings_of = embeddings_of if held is None else None
+
+    def at(self, rows: Rows) -> np.ndarray:
+        """float32 [M, D]."""
+        if self._embeddings_of is not None:
+            return self._embeddings_of(rows)
+        assert self._held is not None
+        return self._held[rows]
+
+    def slices(self, rows: slice | None = None) -> Iterator[slice]:
+        """All rows, or a range of them, in blocks of a few dozen MiB."""
+        rows = rows or slice(0, self.count)
+        step = max(1, _BLOCK_BYTES // (4 * self.dim))
+        for start in range(rows.start, rows.stop, step):
+            yield slice(start, min(start + step, rows.stop))
+
+    def pair_distances(self, query_bd: np.ndarray, pair_b: np.ndarray, row_p: np.ndarray) -> np.ndarray:
+        """Squared distances of pairs from differences in float32: float32 [P], with an error of `relative_error`."""
+        squared_p = np.empty(len(pair_b), np.float32)
+        if self._held is not None:
+            pairwise(query_bd, pair_b, self._held, row_p, squared_p)
+            return squared_p
+        for part, near_md, inverse_p in self._gathered(row_p):
+            pairwise(query_bd, pair_b[part], near_md, inverse_p, squared_p[part])
+        return squared_p
+
+    def exact_pair_distances(self, query_bd: np.ndarray, pair_b: np.ndarray, row_p: np.ndarray) -> np.ndarray:
+        """Squared distances of pairs from differences in float64: float64 [P]."""
+        squared_p = np.empty(len(pair_b), np.float64)
+        for part, near_md, inverse_p in self._gathered(row_p):
+            difference_pd = query_bd[pair_b[part]].astype(np.float64) - near_md[inverse_p]
+            squared_p[part] = np.einsum("pd,pd->p", difference_pd, difference_pd)
+        return squared_p
+
+    def _gathered(self, row_p: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        step = max(1, _PAIR_BYTES // (8 * self.dim))
+        for start in range(0, len(row_p), step):
+            part = slice(start, start + step)
+            unique, inverse_p = np.unique(row_p[part], return_inverse=True)
+            yield part, self.at(unique), inverse_p
+
+    @property
+    def relative_error(self) -> float:
+        """Bound g of `pair_distances`: |computed - true| <= g computed.
+
+        Differences have one rounding each and are squared and summed in any order: gamma_{D+2} of the true value
+        (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), a little more of the computed one.
+        """
+        gamma = (self.dim + 3) * 2.0**-24 / (1 - (self.dim + 3) * 2.0**-24)
+        return gamma / (1 - gamma) if gamma < 1 else np.inf
+
+
+def pairwise(query_bd: np.ndarray, pair_b: np.ndarray, near_md: np.ndarray, row_p: np.ndarray, out: np.ndarray) -> None:
+    """Squared distances of pairs by differences in float32, into float32 `out` [P]; all arrays C-contiguous."""
+    import faiss
+
+    pair_b, row_p = np.ascontiguousarray(pair_b, np.int64), np.ascontiguousarray(row_p, np.int64)
+    pointer = faiss.swig_ptr
+    faiss.pairwise_indexed_L2sqr(  # type: ignore[attr-defined]
+        near_md.shape[1],
+        len(pair_b),
+        pointer(query_bd),
+        pointer(pair_b),
+        pointer(near_md),
+        pointer(row_p),
+        pointer(out),
+    )
+
+
+def nearest_of_pairs(
+    vectors: Vectors,
+    query_bd: np.ndarray,
+    pair_b: np.ndarray,
+    row_p: np.ndarray,
+    k: int,
+    rough_p: np.ndarray | None = None,
+) -> Found:
+    """The k nearest of each query among its candidates, proved.
+
+    float32 differences leave a few contenders whose order rounding could have changed; float64 differences decide.
+
+    Args:
+        vectors: the reference.
+        query_bd: float32 [B, D].
+        pair_b, row_p: int64 [P], candidates, each pair once; they must hold the k nearest.
+        k: how many.
+        rough_p: float32 [P], what `pair_distances` said of them, if it was asked already.
+    """
+    if rough_p is None:
+        rough_p = vectors.pair_distances(query_bd, pair_b, row_p)
+    error = vectors.relative_error
+    rough_p = rough_p.astype(np.float64)
+    upper_b = kth_smallest(pair_b, rough_p * (1 + error), len(query_bd), k)
+    kept = np.flatnonzero(rough_p * (1 - error) <= upper_b[pair_b])
+    pair_b, row_p = pair_b[kept], row_p[kept]
+    squared_p = vectors.exact_pair_distances(query_bd, pair_b, row_p)
+    order = np.lexsort((row_p, squared_p, pair_b))
+    rank_p = _rank_in_group(pair_b[order])
+    first = rank_p < k
+    found = Found(np.full((len(query_bd), k), -1, np.int64), np.full((len(query_bd), k), np.inf))
+    where = pair_b[order][first], rank_p[first]
+    found.row_bk[where] = row_p[order][first]
+    found.squared_bk[where] = squared_p[order][first]
+    return found
+
+
+def kth_smallest(pair_b: np.ndarray, value_p: np.ndarray, queries: int, k: int) -> np.ndarray:
+    """The k-th smallest value of each query, float64 [B]; infinite where it has fewer."""
+    order = np.lexsort((value_p, pair_b))
+    is_kth = _rank_in_group(pair_b[order]) == k - 1
+    out = np.full(queries, np.inf)
+    out[pair_b[order][is_kth]] = value_p[order][is_kth]
+    return out
+
+
+def _rank_in_group(sorted_b: np.ndarray) -> np.ndarray:
+    """0, 1, 2, ... within each run of equal values."""
+    starts = np.flatnonzero(np.r_[True, sorted_b[1:] != sorted_b[:-1]]) if len(sorted_b) else np.empty(0, np.int64)
+    return np.arange(len(sorted_b)) - np.repeat(starts, np.diff(np.r_[starts, len(sorted_b)]))
