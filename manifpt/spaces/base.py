@@ -96,6 +96,7 @@ class SpaceSpec:
         weights: a name of the registry, a path, `s3://` or `https://` URI; None: those published for a timm name.
         weights_sha256: of the weight file. Required for files that are no safetensors.
         mean, std: of the input in [0, 1], a channel.
+        precision: of a network, `float32` or `bfloat16`, which is faster and gives other neighbours.
     """
 
     name: str
@@ -109,6 +110,7 @@ class SpaceSpec:
     weights_sha256: str | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    precision: str = "float32"
 
     @property
     def view(self) -> View:
@@ -154,6 +156,10 @@ class SpaceSpec:
                 isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(v, float | int) for v in value)
             ):
                 raise ConfigError(f"Space {fields['name']!r}: {name} is three numbers, not {value!r}.")
+        if fields.get("precision", "float32") not in ("float32", "bfloat16"):
+            raise ConfigError(
+                f"Space {fields['name']!r}: precision is float32 or bfloat16, not {fields['precision']!r}."
+            )
         named: dict[str, Any] = {k: tuple(v) if k in {"mean", "std"} else v for k, v in fields.items()}
         return SpaceSpec(**named)
 
