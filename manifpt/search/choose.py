@@ -19,7 +19,7 @@ from manifpt.search.vectors import Vectors
 
 __all__ = ["SMALL", "Choice", "choose_search"]
 
-SMALL = 1 << 24  # numbers in a reference, below which a flat search takes no time
+SMALL = 1 << 20  # numbers in a reference, below which a flat search takes no time
 _SKETCHES = (128, 256, 384, 512)
 _WIDEST_WHOLE = 8_192  # coordinates of which all are coded, where energy doesn't compact
 _QUERIES = 512

@@ -18,7 +18,7 @@ from manifpt.search.vectors import Found, Vectors, nearest_of_pairs
 
 __all__ = ["FlatSearch", "rounding"]
 
-_CANDIDATES = 7  # beyond k
+_CANDIDATES = (1, 15)  # beyond k: few, which is fast, and more for what few don't prove
 _MOST_EXCLUDED = 64  # beyond, the float64 search is cheaper than a long candidate list
 _CENTRED_BYTES = 1 << 30
 _GPU_BYTES = 4 << 30  # of a device that others use too
@@ -55,7 +55,13 @@ class FlatSearch:
     def search(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None) -> Found:
         """The k nearest rows of float32 [B, D]; `excluded[b]` are rows that query b must not find."""
         excluded = excluded or [np.empty(0, np.int64)] * len(query_bd)
-        found, proved_b = self._by_candidates(query_bd, k, excluded)
+        found, proved_b = self._by_candidates(query_bd, k, excluded, _CANDIDATES[0])
+        again = np.flatnonzero(~proved_b)
+        if len(again):
+            more, proved_b[again] = self._by_candidates(
+                query_bd[again], k, [excluded[b] for b in again.tolist()], _CANDIDATES[1]
+            )
+            found.row_bk[again], found.squared_bk[again] = more.row_bk, more.squared_bk
         again = np.flatnonzero(~proved_b)
         for start in range(0, len(again), _AGAIN):
             part = again[start : start + _AGAIN]
@@ -93,11 +99,13 @@ class FlatSearch:
             distance_bc, row_bc = np.take_along_axis(both_b2, order_bc, 1), np.take_along_axis(rows_b2, order_bc, 1)
         return distance_bc, row_bc
 
-    def _by_candidates(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray]) -> tuple[Found, np.ndarray]:
+    def _by_candidates(
+        self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray], beyond: int
+    ) -> tuple[Found, np.ndarray]:
         """What FAISS proposes, in the right order, and for which queries that is proved."""
         centred_bd = query_bd - self._mean_d
         most = min(max(len(rows) for rows in excluded), _MOST_EXCLUDED)
-        c = min(self._vectors.count, k + _CANDIDATES + most)
+        c = min(self._vectors.count, k + beyond + most)
         distance_bc, row_bc = self._candidates(centred_bd, c)
         distance_bc = distance_bc.astype(np.float64)
         norm_b = np.linalg.norm(centred_bd.astype(np.float64), axis=1)

@@ -29,7 +29,8 @@ _BLOCK_ROWS = 32_768  # of codes at a time: the products of one block stay near 
 _MANY = 4  # a query that keeps more than N / _MANY rows after the codes
 _TOO_MANY = 16  # or more than N / _TOO_MANY after the sketches is cheaper by the flat search
 _FEW = 256  # but so many are always fine
-_SEED_GROUPS = 2
+_SEED_GROUPS = 4  # for each of the k neighbours, of which
+_SEEDS = 3  # rows are measured first
 _SINGLE = 8  # queries that are compared with every row by differences, rather than by a flat search
 
 
@@ -142,7 +143,7 @@ class PrunedSearch:
         product_bsg = product_bn.unflatten(1, (GROUP, -1))
         every_b = torch.arange(len(product_bn), device=product_bn.device)[:, None]
         lower_bg = _lower(queries.code, every_b, block.step_g, block.least_g, block.error_g, product_bsg.amax(1))
-        near = min(_SEED_GROUPS + queries.k // GROUP, lower_bg.shape[1])
+        near = min(_SEED_GROUPS * queries.k, lower_bg.shape[1])
         seed_bt = lower_bg.topk(near, dim=1, largest=False).indices
         self._tighten(block, queries, product_bsg, every_b.expand(-1, near).reshape(-1), seed_bt.reshape(-1), near)
 
@@ -184,7 +185,7 @@ class PrunedSearch:
             every_bn = np.broadcast_to(np.arange(len(row_bn))[:, None], row_bn.shape)
             allowed_bn = queries.excluded.allows(every_bn.reshape(-1), row_bn.reshape(-1)).reshape(row_bn.shape)
             lower_bn = lower_bn.masked_fill(~torch.from_numpy(allowed_bn).to(lower_bn.device), torch.inf)
-        best = lower_bn.topk(min(queries.k + 1, lower_bn.shape[1]), dim=1, largest=False)
+        best = lower_bn.topk(min(_SEEDS * queries.k, lower_bn.shape[1]), dim=1, largest=False)
         row_bc = np.take_along_axis(row_bn, best.indices.cpu().numpy(), 1)
         kept_b, kept_c = (torch.isfinite(best.values).cpu().numpy() & (row_bc >= 0)).nonzero()
         squared_p = self._vectors.pair_distances(queries.query_bd, kept_b, row_bc[kept_b, kept_c])

@@ -116,7 +116,7 @@ def test_an_outlier_of_huge_norm_does_not_spoil_the_proof() -> None:
     reference_nd[7] = -27.6 * 100
     query_bd = rng.standard_normal((50, 512)).astype(np.float32)
     one = FlatSearch(Vectors(lambda rows: reference_nd[rows], *reference_nd.shape))
-    _, proved_b = one._by_candidates(query_bd, 2, [np.empty(0, np.int64)] * 50)
+    _, proved_b = one._by_candidates(query_bd, 2, [np.empty(0, np.int64)] * 50, 15)
     assert proved_b.mean() > 0.9
 
 
