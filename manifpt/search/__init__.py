@@ -44,7 +44,7 @@ def make_search(
     if len(rows) == count:
         return _make(vectors, choice, compact, threads)
     distinct = Vectors(lambda part: vectors.at(rows[part]), len(rows), dim)
-    return DistinctSearch(_make(distinct, choice, compact, threads), same_as)
+    return DistinctSearch(_make(distinct, choice, compact, threads), distinct, same_as)
 
 
 def _make(vectors: Vectors, choice: Choice, compact: Callable[[np.ndarray], np.ndarray], threads: int) -> Search:

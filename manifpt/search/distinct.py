@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from manifpt.search.vectors import Found, Rows
+from manifpt.search.vectors import Found, Rows, Vectors
 
 __all__ = ["DistinctSearch", "Search", "distinct_rows"]
 
@@ -34,36 +34,39 @@ def distinct_rows(embeddings_of: Callable[[Rows], np.ndarray], blocks: Sequence[
 class DistinctSearch:
     """Any search over the distinct rows, told as rows of the whole reference; equal ones in ascending order."""
 
-    def __init__(self, inner: Search, same_as: np.ndarray) -> None:
+    def __init__(self, inner: Search, vectors: Vectors, same_as: np.ndarray) -> None:
         """Args:
-        inner: over `np.unique(same_as)`, in that order.
+        inner: over `vectors`.
+        vectors: the rows `np.unique(same_as)`, in that order.
         same_as: int64 [N], see `distinct_rows`.
         """
-        self._inner = inner
+        self._inner, self._vectors = inner, vectors
         _, self._place_n = np.unique(same_as, return_inverse=True)
         self._rows = np.argsort(self._place_n, kind="stable")  # by place, ascending in each
-        self._starts = np.searchsorted(self._place_n[self._rows], np.arange(self._place_n.max() + 2))
+        self._starts = np.searchsorted(self._place_n[self._rows], np.arange(vectors.count + 1))
 
     def search(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None) -> Found:
         """See `Search`. The k nearest distinct ones hold the k nearest rows, since each stands for one or more."""
-        gone = [self._wholly(rows) for rows in excluded] if excluded else None
-        near = self._inner.search(query_bd, k, gone)
+        none = np.empty(0, np.int64)
+        excluded = excluded or [none] * len(query_bd)
+        # A place stands for its smallest row, which decides ties; so one of which rows are excluded is looked at apart.
+        touched = [np.unique(self._place_n[rows]) if len(rows) else none for rows in excluded]
+        near = self._inner.search(query_bd, k, touched)
         found = Found(np.full((len(query_bd), k), -1, np.int64), np.full((len(query_bd), k), np.inf))
-        for b in range(len(query_bd)):
-            count = 0
-            for place, squared in zip(near.row_bk[b], near.squared_bk[b], strict=True):
-                if place < 0 or count == k:
-                    break
-                rows = self._rows[self._starts[place] : self._starts[place + 1]]
-                if excluded is not None and len(excluded[b]):
-                    rows = rows[~np.isin(rows, excluded[b])]
-                rows = rows[: k - count]
-                found.row_bk[b, count : count + len(rows)] = rows
-                found.squared_bk[b, count : count + len(rows)] = squared
-                count += len(rows)
+        for b, places in enumerate(touched):
+            apart = self._vectors.exact_pair_distances(query_bd, np.full(len(places), b), places)
+            known = near.row_bk[b] >= 0
+            rows, squared = self._rows_of(
+                np.r_[near.row_bk[b][known], places], np.r_[near.squared_bk[b][known], apart], excluded[b]
+            )
+            order = np.lexsort((rows, squared))[:k]
+            found.row_bk[b, : len(order)], found.squared_bk[b, : len(order)] = rows[order], squared[order]
         return found
 
-    def _wholly(self, rows: np.ndarray) -> np.ndarray:
-        """Places of which every row is excluded."""
-        places, counts = np.unique(self._place_n[np.unique(rows)], return_counts=True)
-        return places[counts == self._starts[places + 1] - self._starts[places]]
+    def _rows_of(self, places: np.ndarray, squared: np.ndarray, excluded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All rows of some places but the excluded ones, and what the places are away."""
+        members = [self._rows[self._starts[place] : self._starts[place + 1]] for place in places]
+        rows = np.concatenate([*members, np.empty(0, np.int64)])
+        squared = np.repeat(squared, [len(member) for member in members])
+        allowed = ~np.isin(rows, excluded)
+        return rows[allowed], squared[allowed]
