@@ -74,8 +74,13 @@ class Progress:
 
     @property
     def images_per_s(self) -> float:
-        """Over the whole run so far, its start-up included."""
-        return (self._done - self._first) / max(time.monotonic() - self._begin, 1e-9)
+        """Over the whole run so far, the start of its actors included."""
+        return (self._done - self._first) / max(self.running_s, 1e-9)
+
+    @property
+    def running_s(self) -> float:
+        """Since the cluster was joined."""
+        return time.monotonic() - self._begin
 
     def close(self) -> None:
         """Ends the bar, or the lines."""

@@ -159,7 +159,8 @@ def finish_bundle(plan: Plan, output: str) -> Bundle:
     return open_bundle(output)
 
 
-_SAMPLE_BYTES = 512 << 20  # of embeddings, on which searches are timed
+_SAMPLE_BYTES = 256 << 20  # of embeddings, on which searches are timed
+_SAMPLE_ROWS = 8_192
 
 
 def _measured(
@@ -172,7 +173,7 @@ def _measured(
         of_code = parts[spec.code_key]
         some = [codes_of(read_part(output, next(part["path"] for part in of_code if part["rows"])))]
         dims[spec.name] = dim = int(space.embed(some[0][:1]).size)
-        count, wanted = sum(part["rows"] for part in of_code), max(64, _SAMPLE_BYTES // (4 * dim))
+        count, wanted = sum(part["rows"] for part in of_code), max(64, min(_SAMPLE_ROWS, _SAMPLE_BYTES // (4 * dim)))
         rows = len(some[0])
         for part in of_code[1:]:
             if rows >= wanted or count * dim < SMALL:

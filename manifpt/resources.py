@@ -13,8 +13,9 @@ class ActorShare:
 
     Attributes:
         cpus, gpus: reserved for each actor.
-        threads: what an actor may compute with; on a small machine more than it reserves, since reservations only
-            have to leave room for the other stages, and the system shares cores better than a table does.
+        threads: what an actor may compute with. On a small machine an encoding actor gets more than it reserves,
+            since reservations only have to leave room for the other stages. A projecting one doesn't: its parallel
+            steps are so short that waiting for a thread whose core decodes costs more than the thread brings.
         most: actors to scale up to.
     """
 
@@ -72,13 +73,14 @@ def share(
         actor_cpus = min(actor_cpus, 1.0)  # the CPUs of a GPU node are for decoding
     threads = max(1, int(min(4, largest_node_cpus or cpus) if cpus < 16 or gpus else actor_cpus))
 
-    def actors(portion: float, gpus_each: float) -> ActorShare:
+    def actors(portion: float, gpus_each: float, threads: int) -> ActorShare:
         most = int(gpus) if gpus_each else int(cpus * portion / max(actor_cpus, threads))
         return ActorShare(round(actor_cpus, 3), gpus_each, threads, most_actors or max(1, most))
 
-    encode = actors(0.4, 0.6 if gpus else 0.0) if network else None
+    encode = actors(0.4, 0.6 if gpus else 0.0, threads) if network else None
     alone = 1.0 if not network else 0.1
-    projecting = actors(0.2 if network else 0.6, alone if gpus else 0.0) if project else None
+    own = max(1, int(actor_cpus))
+    projecting = actors(0.2 if network else 0.6, alone if gpus else 0.0, own) if project else None
     decode_tasks = max(2, int(cpus))
     if decode_tasks in {actor.most for actor in (encode, projecting) if actor}:
         decode_tasks += 1  # Ray Data fuses tasks into actors of the same number, and decoding would wait for a GPU

@@ -218,7 +218,7 @@ def _execute(plan: Plan, output: str, max_rejected: str, max_actors: int | None)
           spaces=",".join(spec.name for spec in plan.spaces), output=output)  # fmt: skip
     rejected = sum(commit["rejected_images"] for commit in read_commits(output, sorted(done)))
     images = sum(len(plan.rows_of(shard)) for shard in done)
-    computed, images_per_s = 0, None
+    computed, images_per_s, running_s = 0, None, 0.0
     if pending and rejected <= budget:
         from manifpt import pipeline  # Ray costs a second, and a finished run doesn't need it
 
@@ -233,7 +233,7 @@ def _execute(plan: Plan, output: str, max_rejected: str, max_actors: int | None)
                 rejected += commit["rejected_images"]
                 if rejected > budget:
                     break
-            images_per_s = round(progress.images_per_s, 1)
+            images_per_s, running_s = round(progress.images_per_s, 1), round(progress.running_s, 2)
         finally:
             progress.close()
     committed = committed_shards(output) & set(range(plan.shards))
@@ -241,6 +241,7 @@ def _execute(plan: Plan, output: str, max_rejected: str, max_actors: int | None)
         "shards_computed": computed,
         "seconds": round(time.monotonic() - begin, 2),
         "images_per_s": images_per_s,
+        "running_s": running_s,
     }
     if rejected > budget:
         if pending:  # a finished run keeps its summary

@@ -141,11 +141,11 @@ class Projecting:
         self._plan = plan
         codes = {key: Codes(bundle, key) for key in {spec.code_key for spec in plan.spaces}}
         choices = {name: _choice(plan.projection, choice) for name, choice in bundle.searches.items()}
-        self._references = {
+        self.references = {
             spec.name: Reference(codes[spec.code_key], spec, threads, choices[spec.name]) for spec in plan.spaces
         }
         self._exact = {}
-        for name, reference in self._references.items():
+        for name, reference in self.references.items():
             _ = reference.projector  # built here, so that the first shard's time is its own
             if plan.projection == "approximate":
                 self._exact[name] = reference.projector_by(bundle.searches[name])
@@ -154,7 +154,7 @@ class Projecting:
         out = {key: value for key, value in shard.items() if not key.startswith(("code:", "index:", "rows"))}
         begin = time.perf_counter()
         rejected = [shard["rejected"]]
-        for name, reference in self._references.items():
+        for name, reference in self.references.items():
             key = reference.space.spec.code_key
             rows = shard["rows"].take(pa.array(shard[f"index:{key}"]))
             codes = shard[f"code:{key}"] if len(rows) else reference.codes.array[:0]

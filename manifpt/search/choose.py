@@ -22,8 +22,8 @@ __all__ = ["SMALL", "Choice", "choose_search"]
 SMALL = 1 << 20  # numbers in a reference, below which a flat search takes no time
 _SKETCHES = (128, 256, 384, 512)
 _WIDEST_WHOLE = 8_192  # coordinates of which all are coded, where energy doesn't compact
-_QUERIES = 512
-_ROUNDS = 3
+_QUERIES = 256
+_ROUNDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,10 @@ def choose_search(sample: Vectors, count: int, compact: Callable[[np.ndarray], n
 
 
 def _us_a_query(call: Callable[[], Any], queries: int) -> float:
-    call()  # warm
+    """The fastest of a few rounds, since whatever else the machine does only makes them slower."""
     seconds = []
-    for _ in range(_ROUNDS):
+    for _ in range(1 + _ROUNDS):
         begin = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - begin)
-    return 1e6 * float(np.median(seconds)) / queries
+    return 1e6 * min(seconds) / queries

@@ -132,7 +132,7 @@ def test_an_embedding_that_is_not_finite_is_rejected(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     projecting = Projecting(plan)
-    space = projecting._references["rgb"].space
+    space = projecting.references["rgb"].space
     embed = space.embed
 
     def broken(codes: np.ndarray) -> np.ndarray:
@@ -151,7 +151,7 @@ def test_an_embedding_that_is_not_finite_is_rejected(
 
 def test_artifacts_too_large_for_float16_are_an_error_not_infinite(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     projecting = Projecting(plan)
-    reference = projecting._references["rgb"]
+    reference = projecting.references["rgb"]
     codes = travelled(Encoder(plan.spaces)(travelled(decode_rows(plan, 0))))
     embed = reference.space.embed
     monkeypatch.setattr(reference.space, "embed", lambda c: embed(c) * np.float32(1e6 if len(c) == 4 else 1))

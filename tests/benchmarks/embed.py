@@ -1,0 +1,88 @@
+"""Embedding: ours against torchvision's ResNet50 as it comes: eager, float32, NCHW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torchvision.models import resnet50
+
+from manifpt.spaces import SpaceSpec, make_space
+from manifpt.spaces.weights import resolve_weights
+from tests.benchmarks.measure import median, paired
+
+__all__ = ["random_resnet50", "run"]
+
+_IMAGES = 64
+
+
+def random_resnet50(path: Path) -> SpaceSpec:
+    """A space of ResNet50 at 224 px; its speed does not depend on its weights."""
+    torch.manual_seed(0)
+    save_file({k: v.contiguous() for k, v in resnet50().state_dict().items()}, path)
+    spec = SpaceSpec(name="resnet50", kind="network", architecture="torchvision:resnet50", weights=str(path))
+    return resolve_weights(spec)
+
+
+def run(rounds: int, threads: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Times 64 images; `embed` is our speed in float32 over theirs, `embed_bfloat16` that of the option."""
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    spec = random_resnet50(folder / "resnet50.safetensors")
+    views_bchw = np.random.default_rng(0).integers(0, 256, (_IMAGES, 3, 224, 224), dtype=np.uint8)
+    plain = eager(folder / "resnet50.safetensors").to(device)
+    ours = make_space(spec, threads, device)
+    half = make_space(replace(spec, precision="bfloat16"), threads, device)
+    contenders = {
+        "eager": lambda: eager_features(plain, views_bchw, spec, device),
+        "ours": lambda: ours.encode(views_bchw),
+        "ours_bfloat16": lambda: half.encode(views_bchw),
+    }
+    seconds = paired(contenders, rounds)
+    theirs_bd = eager_features(plain, views_bchw, spec, device)
+    scale = float(np.abs(theirs_bd).max())
+    result = {
+        "images": _IMAGES,
+        "device": device,
+        "seconds": seconds,
+        **{f"{name}_images_per_s": round(_IMAGES / median(values), 2) for name, values in seconds.items()},
+        "error_of_range": float(np.abs(ours.encode(views_bchw) - theirs_bd).max()) / scale,
+        "error_of_range_bfloat16": float(np.abs(half.encode(views_bchw) - theirs_bd).max()) / scale,
+    }
+    ratios = {
+        "embed": round(median(seconds["eager"]) / median(seconds["ours"]), 3),
+        "embed_bfloat16": round(median(seconds["eager"]) / median(seconds["ours_bfloat16"]), 3),
+    }
+    say(
+        f"embed ResNet50 224 px on {device}: eager {result['eager_images_per_s']} images/s, ours "
+        f"{result['ours_images_per_s']} (x{ratios['embed']:.2f}, largest error {result['error_of_range']:.1e} of the "
+        f"range), bfloat16 {result['ours_bfloat16_images_per_s']} (x{ratios['embed_bfloat16']:.2f}, "
+        f"{result['error_of_range_bfloat16']:.1e})"
+    )
+    return {"results": result, "ratios": ratios}
+
+
+def eager(path: Path) -> torch.nn.Module:
+    """As a tutorial has it."""
+    from safetensors.torch import load_file
+
+    network = resnet50()
+    network.load_state_dict(load_file(path))
+    network.fc = torch.nn.Identity()  # type: ignore[assignment]
+    return network.eval()
+
+
+def eager_features(network: torch.nn.Module, views_bchw: np.ndarray, spec: SpaceSpec, device: str) -> np.ndarray:
+    """In batches of 32."""
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    with torch.inference_mode():
+        batches = [
+            network((torch.from_numpy(part).to(device).float() / 255 - mean) / std)
+            for part in np.split(views_bchw, range(32, len(views_bchw), 32))
+        ]
+    return torch.cat(batches).cpu().numpy()

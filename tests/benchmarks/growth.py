@@ -1,0 +1,114 @@
+"""Cost as the work grows: time per image and peak memory over images and over references."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tests.benchmarks.data import SHARED, files, sample_views, views
+from tests.benchmarks.whole import first_rows
+from tests.helpers.cluster import ROOT, job, must, ray_head
+from tests.helpers.images import write_files
+from tests.integration.test_memory import Peaks
+
+__all__ = ["run"]
+
+_IMAGES = (1_000, 4_000, 16_000, 64_000)
+_REFERENCES = (5_000, 20_000, 80_000)
+
+
+def run(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """rgb: images over the smallest reference, then references under 4,000 images."""
+    write_files(files(16_000), folder / "images")
+    must(job("index_images", "--input", folder / "images", "--output", folder / "few.parquet"))
+    repeated_rows(folder / "few.parquet", max(_IMAGES), folder / f"{max(_IMAGES)}.parquet")
+    for images in _IMAGES:
+        first_rows(folder / f"{max(_IMAGES)}.parquet", images, folder / f"{images}.parquet")
+    cases = [(images, _REFERENCES[0]) for images in _IMAGES] + [(4_000, count) for count in _REFERENCES[1:]]
+    for count in _REFERENCES:
+        reference(folder, count)
+    results = []
+    for images, count in cases:
+        result = one(folder, images, count)
+        results.append(result)
+        say(
+            f"growth {images:6} images, {count:6} references: {1e6 * result['running_s'] / images:7.0f} us an image,"
+            f" start-up {result['start_s']:.1f} s, peak MB "
+            + ", ".join(f"{role} {size / 1e6:.0f}" for role, size in sorted(result["peak_bytes"].items()))
+        )
+    rates = {r["images"]: r["running_s"] / r["images"] for r in results if r["references"] == _REFERENCES[0]}
+    return {"results": results, "ratios": {"image_64k_over_4k": round(rates[64_000] / rates[4_000], 3)}}
+
+
+def repeated_rows(manifest: Path, count: int, output: Path) -> None:
+    """A manifest of so many rows over fewer files."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(manifest)
+    parts = []
+    for number in range(-(-count // len(table))):
+        ids = pa.array([f"{number:03d}/{image_id}" for image_id in table["image_id"].to_pylist()])
+        parts.append(table.set_column(0, table.schema.field(0), ids))
+    pq.write_table(pa.concat_tables(parts).slice(0, count), output, row_group_size=16_384)
+
+
+def reference(folder: Path, count: int) -> None:
+    """Real images, shifted and mirrored where the set has fewer, as a Parquet set; and a reference of them."""
+    import io
+
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    cifar = SHARED / "gm_cifar10" / "real_cifar10_jpeg.parquet"
+    images_bchw = views(cifar, 32) if cifar.exists() else sample_views("reference")
+    rows = []
+    for number in range(count):
+        turn, place = divmod(number, len(images_bchw))
+        image_hwc = np.roll(images_bchw[place].transpose(1, 2, 0), turn, axis=1)
+        sink = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(image_hwc[:, ::-1] if turn % 2 else image_hwc)).save(sink, "PNG")
+        rows.append({"image": {"bytes": sink.getvalue(), "path": f"{number:06d}.png"}})
+    path = folder / f"reals-{count}.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=1_024)
+    must(
+        job("index_images", "--input", path, "--source", "real", "--output", folder / f"reals-{count}-manifest.parquet")
+    )
+    must(job("build_reference", "--manifest", folder / f"reals-{count}-manifest.parquet", "--spaces", "rgb", "--output",
+             folder / f"reference-{count}", timeout_s=900))  # fmt: skip
+
+
+def one(folder: Path, images: int, references: int) -> dict[str, Any]:
+    """One job on a Ray of its own, watched."""
+    output = folder / f"run-{images}-{references}"
+    command = [
+        sys.executable, str(ROOT / "jobs" / "compute_artifacts.py"), "--manifest", str(folder / f"{images}.parquet"),
+        "--reference", str(folder / f"reference-{references}"), "--spaces", "rgb", "--shard-rows", "512",
+        "--output", str(output),
+    ]  # fmt: skip
+    with ray_head(num_cpus=os.cpu_count() or 2) as env:
+        begin = time.perf_counter()
+        driver = subprocess.Popen(
+            command, env={**os.environ, **env}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        peaks = Peaks(driver, env)
+        assert driver.wait(1_800) == 0
+        seconds = time.perf_counter() - begin
+        peaks.finished()
+    summary = json.loads((output / "summary.json").read_text())
+    return {
+        "images": images,
+        "references": references,
+        "seconds": seconds,
+        "running_s": summary["running_s"],
+        "start_s": seconds - summary["running_s"],
+        "peak_bytes": dict(peaks.bytes),
+    }
