@@ -177,4 +177,4 @@ def _as_rgb(image: Image.Image) -> np.ndarray:
         return np.asarray(image)[:, :, :3].copy()
     if image.mode in {"LA", "La"}:
         return np.repeat(np.asarray(image)[:, :, :1], 3, axis=2)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))

@@ -18,6 +18,7 @@ __all__ = ["fetch", "image_column"]
 
 _USUAL_COLUMNS = ("image", "img", "jpg", "png", "image_bytes")  # another binary column may hold a digest
 _THREADS = 32  # requests in flight: small objects wait for latency, not for bandwidth
+_LOCAL_THREADS = 4  # files: more would only wait for each other
 
 
 def image_column(schema: pa.Schema) -> str | None:
@@ -50,11 +51,12 @@ def fetch(rows: list[dict[str, Any]]) -> Iterator[bytes | BadImage]:
             return cells[row["uri"], row["offset"]]
         return _guarded(row)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    threads = _LOCAL_THREADS if all(is_local(row["uri"]) for row in rows) else _THREADS
+    with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[bytes | BadImage]] = deque()  # bounded, so that large files don't pile up
         for row in rows:
             ahead.append(pool.submit(one, row))
-            if len(ahead) == 2 * _THREADS:
+            if len(ahead) == 2 * threads:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

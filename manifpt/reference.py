@@ -17,7 +17,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -248,13 +248,13 @@ class Codes:
         )
         self.array = np.concatenate([codes_of(table) for table in tables])
 
-    def rows_with(self, content_hash: str) -> np.ndarray:
-        """int64 rows with these very pixels."""
-        return self._by_hash.rows(content_hash)
+    def rows_with(self, content_hashes: Sequence[str]) -> list[np.ndarray]:
+        """int64 rows with these very pixels, for each hash."""
+        return self._by_hash.rows(content_hashes)
 
-    def rows_at(self, uri: str, offset: int | None) -> np.ndarray:
-        """int64 rows made of this very object, whatever it is called in its manifest."""
-        return self._by_place.rows(_place(uri, offset))
+    def rows_at(self, uris: Sequence[str], offsets: Sequence[int | None]) -> list[np.ndarray]:
+        """int64 rows made of these very objects, whatever they are called in their manifest."""
+        return self._by_place.rows([_place(uri, offset) for uri, offset in zip(uris, offsets, strict=True)])
 
 
 def _place(uri: str, offset: int | None) -> str:
@@ -265,14 +265,14 @@ class _Lookup:
     """Rows by 32-character key: a sorted array, since a dictionary of millions of strings takes gigabytes."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        self._keys = np.array(list(keys), "S32")
-        self._order = np.argsort(self._keys, kind="stable")
+        keys_n = np.array(list(keys), "S32")
+        self._order = np.argsort(keys_n, kind="stable")
+        self._sorted = keys_n[self._order]
 
-    def rows(self, key: str) -> np.ndarray:
-        low, high = (
-            np.searchsorted(self._keys, np.bytes_(key.encode()), side, sorter=self._order) for side in ("left", "right")
-        )
-        return np.sort(self._order[low:high])
+    def rows(self, keys: Sequence[str]) -> list[np.ndarray]:
+        keys_b = np.array(keys, "S32")
+        low_b, high_b = (np.searchsorted(self._sorted, keys_b, side) for side in ("left", "right"))
+        return [np.sort(self._order[low:high]) for low, high in zip(low_b.tolist(), high_b.tolist(), strict=True)]
 
 
 def _verified_parts(bundle: Bundle, key: str) -> Iterator[pa.Table]:

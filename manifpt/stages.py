@@ -214,9 +214,10 @@ def _projected(
     codes = reference.codes
     excluded: list[np.ndarray] = []
     twin: list[str | None] = []
-    for row in rows.select(["uri", "offset", "source", "content_hash"]).to_pylist():
-        same_pixels, itself = codes.rows_with(row["content_hash"]), codes.rows_at(row["uri"], row["offset"])
-        left_out = np.union1d(itself, same_pixels) if row["source"] == REAL or len(itself) else itself
+    of = {name: rows[name].to_pylist() for name in ("uri", "offset", "source", "content_hash")}
+    lookups = codes.rows_with(of["content_hash"]), codes.rows_at(of["uri"], of["offset"])
+    for source, same_pixels, itself in zip(of["source"], *lookups, strict=True):
+        left_out = np.union1d(itself, same_pixels) if source == REAL or len(itself) else itself
         excluded.append(left_out)
         twin.append("left_out" if len(left_out) else "copy" if len(same_pixels) else None)
     found = reference.projector.project(embeddings_bd, excluded)
