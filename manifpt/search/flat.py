@@ -23,6 +23,7 @@ _MOST_EXCLUDED = 64  # beyond, the float64 search is cheaper than a long candida
 _CENTRED_BYTES = 1 << 30
 _GPU_BYTES = 4 << 30  # of a device that others use too
 _AGAIN = 256  # queries of one float64 search
+_LARGE = 2.0**60  # squares of such norms, and sums of a few of them, are float32 numbers
 
 
 class FlatSearch:
@@ -52,6 +53,7 @@ class FlatSearch:
             else:  # block by block through the device
                 self._knn = lambda query_bd, block_md, c: faiss.knn_gpu(self._resources, query_bd, block_md, c)
 
+    @np.errstate(over="ignore", invalid="ignore")  # what overflows isn't proved, and is searched again
     def search(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None) -> Found:
         """The k nearest rows of float32 [B, D]; `excluded[b]` are rows that query b must not find."""
         excluded = excluded or [np.empty(0, np.int64)] * len(query_bd)
@@ -110,16 +112,16 @@ class FlatSearch:
         distance_bc = distance_bc.astype(np.float64)
         norm_b = np.linalg.norm(centred_bd.astype(np.float64), axis=1)
 
-        allowed_bc = np.ones_like(row_bc, dtype=bool)
+        allowed_bc = row_bc >= 0  # FAISS leaves a place empty when a sum overflowed to no number
         for b in (b for b, rows in enumerate(excluded) if len(rows)):
-            allowed_bc[b] = ~np.isin(row_bc[b], excluded[b])
+            allowed_bc[b] &= ~np.isin(row_bc[b], excluded[b])
         masked_bc = np.where(allowed_bc, distance_bc, np.inf)
         kth_b = np.sort(masked_bc, axis=1)[:, min(k, c) - 1]
         # A candidate is compared again unless rounding can't have hidden that it is nearer than the k-th. With d the
         # k-th one's true distance and g the bound's factor: d <= sqrt(kth) + sqrt(g) (2 |x| + d), solved for d; and
         # whatever is nearer has a norm of at most |x| + d.
         root = np.sqrt(rounding(self._vectors.dim, 1.0))
-        computed_b = np.sqrt(np.maximum(kth_b, 0))
+        computed_b = np.sqrt(np.maximum(kth_b, 0) + rounding(self._vectors.dim, 0.0))
         reach_b = (computed_b + 2 * root * norm_b) / (1 - root) if root < 1 else np.full_like(norm_b, np.inf)
         margin_b = rounding(self._vectors.dim, 2 * norm_b + reach_b)
         pair_b, pair_c = np.nonzero(np.isfinite(masked_bc) & (masked_bc <= (kth_b + 2 * margin_b)[:, None]))
@@ -132,7 +134,9 @@ class FlatSearch:
         room_b = rounding(self._vectors.dim, norm_b + (norm_b + np.sqrt(last_b)) * (1 + 1e-6))
         proved_b = distance_bc[:, -1] - room_b > last_b
         if c == self._vectors.count:
-            return found, np.ones(len(query_bd), bool)
+            return found, (np.isfinite(distance_bc) & (row_bc >= 0)).all(axis=1)
+        # The sums of whatever could be as near must not have overflowed either.
+        proved_b &= 2 * norm_b + np.sqrt(last_b) < _LARGE
         return found, proved_b & np.array([len(rows) <= most for rows in excluded])
 
     def _in_float64(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray]) -> Found:
@@ -164,7 +168,7 @@ def rounding(dim: int, norms: Any, unit: float = 2.0**-24) -> Any:
 
     gamma_n (|x| + |y|)^2 with gamma_n = n u / (1 - n u): any order of summation, with or without fused multiply-add
     (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). n = D + 8 covers the three sums and the
-    rounding of the centred vectors themselves.
+    rounding of the centred vectors themselves. Products below the normal numbers lose up to one of those each.
     """
-    gamma = (dim + 8) * unit / (1 - (dim + 8) * unit)
-    return gamma * np.square(norms)
+    gamma = (dim + 8) * unit / (1 - (dim + 8) * unit) if (dim + 8) * unit < 1 else np.inf
+    return gamma * (np.square(norms) + 2.0**-124 / unit)

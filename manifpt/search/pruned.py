@@ -190,7 +190,7 @@ class PrunedSearch:
         kept_b, kept_c = (torch.isfinite(best.values).cpu().numpy() & (row_bc >= 0)).nonzero()
         squared_p = self._vectors.pair_distances(queries.query_bd, kept_b, row_bc[kept_b, kept_c])
         squared_bc = np.full(row_bc.shape, np.inf)
-        squared_bc[kept_b, kept_c] = squared_p.astype(np.float64) * (1 + self._vectors.relative_error)
+        squared_bc[kept_b, kept_c] = self._vectors.bounds(squared_p)[1]
         queries.tighten(squared_bc)
 
     def _by_sketches(self, queries: _Queries, pair_b: np.ndarray, row_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -278,6 +278,6 @@ def _block(start: int, sketch_nm: torch.Tensor, error_n: torch.Tensor) -> _Block
     place_sg = order_gs.T.contiguous()
     code = coded(sketch_nm[place_sg.reshape(-1)], error_n[place_sg.reshape(-1)], largest_g.repeat(GROUP))
     square_sg = code.square_r.reshape(GROUP, groups).masked_fill(is_padding_sg, torch.inf)
-    error_sg = code.error_r.reshape(GROUP, groups)
+    error_sg = code.error_r.reshape(GROUP, groups).masked_fill(is_padding_sg, 0)
     row_n = torch.where(is_padding_sg, -1, place_sg + start).reshape(-1).cpu().numpy()
     return _Block(row_n, code.code_rm, code.step_r[:groups], square_sg, error_sg, square_sg.amin(0), error_sg.amax(0))

@@ -46,6 +46,8 @@ _SUM_BLOCK = 256  # terms of one float32 sum; sums of sums keep the error bound 
 _NORM_BLOCK = 64
 _SAMPLE_BYTES = 512 << 20
 _PAD = 64  # what integer products like
+_LEAST_STEP = 2.0**-60  # products of two are normal numbers
+_LARGE = 2.0**60  # squares of such norms, and sums of a few of them, are float32 numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +119,22 @@ class Basis:
         return Basis(mean_w, replace(rotated, axes_mw=rotated.axes_mw.to(device), rest_m=rotated.rest_m.to(device)))
 
     def sketch(self, vectors_bw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 [B, W] -> sketches float32 [B, M], and a bound of their errors, float64 [B]."""
+        """float32 [B, W] -> sketches float32 [B, M], and a bound of their errors, float64 [B].
+
+        What is too large for float32 squares has a sketch of zero and an infinite error: it is never ruled out.
+        """
         centred_bw = vectors_bw - self.mean_w
         norm_b = _norm(centred_bw)
         # Of centring, and of the caller's own sums of two.
         given_b = 4 * _UNIT * (norm_b + float(_norm(self.mean_w[None])))
         if isinstance(self.rotated, Mixing):
-            return _mixed(self.rotated, centred_bw), given_b + norm_b * self.rotated.error
-        return _on_axes(self.rotated, centred_bw, norm_b, given_b)
+            sketch_bm, error_b = _mixed(self.rotated, centred_bw), given_b + norm_b * self.rotated.error
+        else:
+            sketch_bm, error_b = _on_axes(self.rotated, centred_bw, norm_b, given_b)
+        # Squares below the normal numbers, 2^-126, may be lost: of norms, of the codes' rounding, of distances.
+        error_b = error_b + math.sqrt(len(self.mean_w) + self.dims) * 2.0**-60
+        is_fit_b = (_norm(sketch_bm) < _LARGE) & error_b.isfinite()
+        return sketch_bm.masked_fill_(~is_fit_b[:, None], 0), error_b.masked_fill_(~is_fit_b, torch.inf)
 
 
 def _mixed(mixing: Mixing, centred_bw: torch.Tensor) -> torch.Tensor:
@@ -150,7 +160,7 @@ def _on_axes(
     t_b = (2 * norm_b + error_b) * error_b + 4 * _gamma(_NORM_BLOCK + 4) * norm_b.square()
     error_b = error_b + t_b / torch.maximum(rest_b, t_b.sqrt()).clamp(min=1e-30)
     sketch_bm.addr_((rest_b - axes.rest_mean).float(), axes.rest_m)
-    return sketch_bm, error_b + 8 * _UNIT * norm_b
+    return sketch_bm, error_b + 8 * _UNIT * (norm_b + abs(axes.rest_mean))
 
 
 def coded(sketch_rm: torch.Tensor, sketch_error_r: torch.Tensor, largest_r: torch.Tensor) -> Coded:
@@ -161,7 +171,7 @@ def coded(sketch_rm: torch.Tensor, sketch_error_r: torch.Tensor, largest_r: torc
         sketch_error_r: float64 [R], how far they may be from the exact ones.
         largest_r: float32 [R], the largest magnitude that a byte must hold: of the row, or of its group.
     """
-    step_r = (largest_r / 127).clamp(min=1e-30)
+    step_r = (largest_r / 127).clamp(min=_LEAST_STEP)
     code_rm = (sketch_rm / step_r[:, None]).round_().clamp_(-127, 127)
     rounded_r = _norm(sketch_rm - code_rm * step_r[:, None]) + 4 * _UNIT * _norm(sketch_rm)
     width = sketch_rm.shape[1]
@@ -271,13 +281,14 @@ def products(code_bm: torch.Tensor, code_nm: torch.Tensor, exact: bool, out_bn: 
     In float32 they have none either: every partial sum is an integer of at most 127^2 M, which has to be below 2^24; or
     the sums of longer codes are put together from such pieces.
     """
-    rows = len(code_bm)
+    rows, columns = len(code_bm), len(code_nm)
     if exact:
         padded = max(32, -(-rows // 8) * 8)  # CUDA wants multiples
         if padded != rows:
             code_bm = torch.nn.functional.pad(code_bm, (0, 0, 0, padded - rows))
-        return torch._int_mm(code_bm, code_nm.T, out=out_bn[:padded, : len(code_nm)])[:rows]
-    product_bn = out_bn[:rows, : len(code_nm)].zero_()
+        # Contiguous, which torch demands on a CPU, when a block is smaller than the others, too.
+        return torch._int_mm(code_bm, code_nm.T, out=out_bn.view(-1)[: padded * columns].view(padded, columns))[:rows]
+    product_bn = out_bn.view(-1)[: rows * columns].view(rows, columns).zero_()
     for start in range(0, code_bm.shape[1], 1024):
         part = slice(start, start + 1024)
         product_bn += (code_bm[:, part].float() @ code_nm[:, part].float().T).to(torch.int32)

@@ -17,6 +17,7 @@ Rows = np.ndarray | slice
 _HELD_BYTES = 4 << 30  # beyond, an actor keeps codes only, and embeds the few rows that it compares
 _BLOCK_BYTES = 64 << 20
 _PAIR_BYTES = 16 << 20  # of gathered rows at a time: what caches like
+_FLOAT32 = np.finfo(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Vectors:
             yield slice(start, min(start + step, rows.stop))
 
     def pair_distances(self, query_bd: np.ndarray, pair_b: np.ndarray, row_p: np.ndarray) -> np.ndarray:
-        """Squared distances of pairs from differences in float32: float32 [P], with an error of `relative_error`."""
+        """Squared distances of pairs from differences in float32: float32 [P]; `bounds` says how good they are."""
         squared_p = np.empty(len(pair_b), np.float32)
         if self._held is not None:
             pairwise(query_bd, pair_b, self._held, row_p, squared_p)
@@ -86,7 +87,8 @@ class Vectors:
         squared_p = np.empty(len(pair_b), np.float64)
         for part, near_md, inverse_p in self._gathered(row_p):
             difference_pd = query_bd[pair_b[part]].astype(np.float64) - near_md[inverse_p]
-            squared_p[part] = np.einsum("pd,pd->p", difference_pd, difference_pd)
+            # In an order that doesn't depend on the other pairs, as einsum's does: equal rows are equally far.
+            squared_p[part] = np.square(difference_pd, out=difference_pd).sum(axis=1)
         return squared_p
 
     def _gathered(self, row_p: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
@@ -96,15 +98,19 @@ class Vectors:
             unique, inverse_p = np.unique(row_p[part], return_inverse=True)
             yield part, self.at(unique), inverse_p
 
-    @property
-    def relative_error(self) -> float:
-        """Bound g of `pair_distances`: |computed - true| <= g computed.
+    def bounds(self, rough_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the true squared distances are at least and at most, given those of `pair_distances`: float64 [P].
 
         Differences have one rounding each and are squared and summed in any order: gamma_{D+2} of the true value
         (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), a little more of the computed one.
+        Squares below the normal numbers lose up to one of those each; an overflow only tells that the value is large.
         """
+        rough_p = rough_p.astype(np.float64)
         gamma = (self.dim + 3) * 2.0**-24 / (1 - (self.dim + 3) * 2.0**-24)
-        return gamma / (1 - gamma) if gamma < 1 else np.inf
+        if not 0 <= gamma < 0.5:  # too many terms: the float32 sum tells nothing
+            return np.zeros_like(rough_p), np.full_like(rough_p, np.inf)
+        error, lost = gamma / (1 - gamma), self.dim * float(_FLOAT32.tiny)
+        return np.minimum(rough_p, float(_FLOAT32.max)) * (1 - error) - lost, rough_p * (1 + error) + lost
 
 
 def pairwise(query_bd: np.ndarray, pair_b: np.ndarray, near_md: np.ndarray, row_p: np.ndarray, out: np.ndarray) -> None:
@@ -145,10 +151,8 @@ def nearest_of_pairs(
     """
     if rough_p is None:
         rough_p = vectors.pair_distances(query_bd, pair_b, row_p)
-    error = vectors.relative_error
-    rough_p = rough_p.astype(np.float64)
-    upper_b = kth_smallest(pair_b, rough_p * (1 + error), len(query_bd), k)
-    kept = np.flatnonzero(rough_p * (1 - error) <= upper_b[pair_b])
+    lower_p, upper_p = vectors.bounds(rough_p)
+    kept = np.flatnonzero(lower_p <= kth_smallest(pair_b, upper_p, len(query_bd), k)[pair_b])
     pair_b, row_p = pair_b[kept], row_p[kept]
     squared_p = vectors.exact_pair_distances(query_bd, pair_b, row_p)
     order = np.lexsort((row_p, squared_p, pair_b))

@@ -51,7 +51,7 @@ class FrequencySpace(_PixelSpace):
         of near-zero bins, and is never longer, since it is an orthonormal projection.
         """
         spectrum_bcp = embeddings_bd.reshape(len(embeddings_bd), 3, -1)
-        first_p, second_p, single_p = _mirrored(self.spec.height_px or 1, self.spec.width_px or 1)
+        first_p, second_p, single_p = _mirrored(self.spec.view.height_px or 1, self.spec.view.width_px or 1)
         pairs_bcp = (spectrum_bcp[:, :, first_p] + spectrum_bcp[:, :, second_p]) * np.float32(0.5**0.5)
         return np.concatenate([pairs_bcp, spectrum_bcp[:, :, single_p]], axis=2).reshape(len(embeddings_bd), -1)
 

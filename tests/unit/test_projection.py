@@ -59,6 +59,15 @@ def test_near_ties_that_float32_gets_wrong() -> None:
     assert (projector(reference_nd).project(query_bd).neighbor_b == exact_b).all()
 
 
+def test_a_distance_does_not_depend_on_what_else_is_asked() -> None:
+    """Else equal rows are told apart by the last bit of a sum, where one is the last of a batch."""
+    row_1d, query_1d = np.random.default_rng(6).standard_normal((2, 1, 20_001)).astype(np.float32)
+    vectors = Vectors(lambda rows: np.repeat(row_1d, 5, axis=0)[rows], 5, 20_001)
+    many_p = vectors.exact_pair_distances(query_1d, np.zeros(5, np.int64), np.arange(5))
+    one_p = vectors.exact_pair_distances(query_1d, np.zeros(1, np.int64), np.array([4]))
+    assert (many_p == one_p[0]).all()
+
+
 def test_float64_search_agrees_when_no_candidate_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     reference_nd = rng.standard_normal((300, 48)).astype(np.float32)

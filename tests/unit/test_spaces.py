@@ -65,3 +65,20 @@ def test_own_spaces_and_changed_ones() -> None:
     assert spec_of("frequency", own, size_px=48).size_px == 48
     assert spec_of("supervised", own).architecture == "torchvision:resnet50"
     assert SpaceSpec.from_json(mine.identity() | {"weights": None}) == mine
+
+
+@pytest.mark.parametrize(("height_px", "width_px"), [(8, 8), (9, 9), (8, 9), (12, 7), (16, 10)])
+def test_half_a_spectrum_is_no_longer_than_all_of_it(height_px: int, width_px: int) -> None:
+    """A wrong mirror would lose distance; a wrong scale would lengthen it, and make bounds that are none."""
+    rng = np.random.default_rng(9)
+    space = make_space(SpaceSpec(name="frequency", kind="frequency", height_px=height_px, width_px=width_px))
+    images = rng.integers(0, 256, (40, 3, height_px, width_px), dtype=np.uint8)
+    embeddings_bd = space.embed(images).reshape(40, -1)
+    compact_bw = space.compact(embeddings_bd).astype(np.float64)
+    assert compact_bw.shape[1] <= embeddings_bd.shape[1] / 2 + 6
+    whole_b = np.linalg.norm(np.diff(embeddings_bd.astype(np.float64), axis=0), axis=1)
+    half_b = np.linalg.norm(np.diff(compact_bw, axis=0), axis=1)
+    assert (half_b <= whole_b * (1 + 1e-6)).all()
+    assert (half_b >= whole_b * (1 - 1e-4)).all()
+    noise_bd = rng.standard_normal(embeddings_bd.shape).astype(np.float32)  # no spectrum: the map itself shortens
+    assert (np.linalg.norm(space.compact(noise_bd), axis=1) <= np.linalg.norm(noise_bd, axis=1)).all()
