@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 import tempfile
 import warnings
@@ -21,6 +22,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import pyarrow as pa
 import ray
+import ray._private.utils
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
@@ -38,10 +40,42 @@ logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def connect() -> None:
-    """Joins the cluster of `RAY_ADDRESS` or of this machine, or starts one here that ends with this process."""
+    """Joins the cluster of `RAY_ADDRESS` or of this machine, or starts one here that ends with this process.
+
+    Raises:
+        ConfigError: nobody answers at `RAY_ADDRESS`.
+    """
     if not ray.is_initialized():
+        address = _address()
         with _held_stderr():
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+
+
+def _address() -> str | None:
+    """What to join; None: what Ray finds. Asked here first, since Ray waits for a dead cluster for minutes."""
+    asked = os.environ.get("RAY_ADDRESS", "")
+    if asked and asked not in ("auto", "local") and "://" not in asked:
+        if not _answers(asked):
+            raise ConfigError(
+                f"No Ray cluster answers at RAY_ADDRESS={asked}; correct it, or unset it to start one here."
+            )
+        return None
+    recorded = ray._private.utils.read_ray_address()  # of the last `ray start`, which a killed head leaves behind
+    if not asked and recorded and not _answers(recorded):
+        event(
+            "ray_cluster_gone", address=recorded, hint="the last `ray start` of this machine has ended; starting anew"
+        )
+        return "local"
+    return None
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ The answer is the same whichever is chosen, so the choice is no part of a bundle
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from manifpt.search.distinct import distinct_rows
 from manifpt.search.flat import FlatSearch
-from manifpt.search.vectors import Vectors
+from manifpt.search.vectors import Rows, Vectors
 
 __all__ = ["SMALL", "Choice", "choose_search"]
 
-SMALL = 1 << 20  # numbers in a reference, below which a flat search takes no time
+SMALL = 1 << 22  # numbers in a reference, below which a flat search takes no time
 _SKETCHES = (128, 256, 384, 512)
 _WIDEST_WHOLE = 8_192  # coordinates of which all are coded, where energy doesn't compact
 _QUERIES = 256
@@ -61,12 +63,15 @@ def choose_search(sample: Vectors, count: int, compact: Callable[[np.ndarray], n
     """
     if count * sample.dim < SMALL:
         return Choice()
+    distinct = np.unique(distinct_rows(sample.at, list(sample.slices())))
+    grown = count / sample.count  # before copies are left out, as every search leaves them out
+    if len(distinct) < sample.count:
+        sample = Vectors(functools.partial(_rows_of, sample, distinct), len(distinct), sample.dim)
     from manifpt.search.pruned import PrunedSearch  # torch costs seconds, and small references do without
     from manifpt.search.screen import fit_basis, sample_of, torch_of
 
     rows = np.linspace(0, sample.count - 1, min(_QUERIES, sample.count)).astype(np.int64)
     query_bd, excluded = np.ascontiguousarray(sample.at(rows)), list(rows[:, None])
-    grown = count / sample.count
     flat = FlatSearch(sample, threads)
     estimated = {"flat": grown * _us_a_query(lambda: flat.search(query_bd, 2, excluded), len(rows))}
     width = compact(query_bd[:1]).shape[1]
@@ -79,6 +84,10 @@ def choose_search(sample: Vectors, count: int, compact: Callable[[np.ndarray], n
     estimated = {name: round(us, 2) for name, us in estimated.items()}
     best = min(estimated, key=lambda name: estimated[name])
     return Choice("flat", 0, estimated) if best == "flat" else Choice("pruned", int(best), estimated)
+
+
+def _rows_of(vectors: Vectors, rows: np.ndarray, part: Rows) -> np.ndarray:
+    return vectors.at(rows[part])
 
 
 def _us_a_query(call: Callable[[], Any], queries: int) -> float:

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from manifpt import pipeline
+from manifpt.errors import ConfigError
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where `ray start` writes the address of its cluster."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "ray").mkdir()
+    return tmp_path / "ray" / "ray_current_cluster"
+
+
+@pytest.fixture
+def listening() -> Iterator[str]:
+    """An address that answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def closed() -> str:
+    """An address that does not."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_cluster_that_ended_without_notice_is_not_waited_for(
+    recorded: Path, closed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray itself would ask a killed head's address for minutes, without a word."""
+    recorded.write_text(closed)
+    assert pipeline._address() == "local"
+    assert "ray_cluster_gone" in capsys.readouterr().err
+
+
+def test_a_cluster_that_answers_is_joined(recorded: Path, listening: str) -> None:
+    recorded.write_text(listening)
+    assert pipeline._address() is None
+
+
+def test_no_cluster_was_ever_started(recorded: Path) -> None:
+    assert not recorded.exists()
+    assert pipeline._address() is None
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:1"])
+def test_other_kinds_of_addresses_are_left_to_ray(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert pipeline._address() is None
+
+
+def test_an_address_at_which_nobody_answers(recorded: Path, monkeypatch: pytest.MonkeyPatch, closed: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", closed)
+    with pytest.raises(ConfigError, match="No Ray cluster answers"):
+        pipeline._address()
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(ConfigError, match="No Ray cluster answers"):
+        pipeline._address()
