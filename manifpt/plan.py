@@ -89,7 +89,7 @@ class Plan:
             "dtype": self.dtype,
             "inline": list(self.inline),
             "decoder": self.decoder,
-            "projection": "approximate" if self.projection == "approximate" else "exact",
+            **({"projection": "approximate"} if self.projection == "approximate" else {}),
         }
 
     @property
@@ -142,7 +142,7 @@ def check_plan(plan: Plan, output: str) -> None:
         return
     except ValueError as error:
         raise ConfigError(f"{uri} is no plan; choose an empty folder for --output.") from error
-    differing = [words for field, words in _FIELDS.items() if there.get(field) != plan.semantic()[field]]
+    differing = [words for field, words in _FIELDS.items() if there.get(field) != plan.semantic().get(field)]
     if differing:
         raise PlanMismatch(
             f"{output} holds a run with another plan: {', '.join(differing)} differs. Choose another --output, or "

@@ -21,6 +21,7 @@ from manifpt.search.vectors import Rows, Vectors
 
 __all__ = ["SMALL", "Choice", "choose_search"]
 
+FEW = 4_096  # rows, or
 SMALL = 1 << 22  # numbers in a reference, below which a flat search takes no time
 _SKETCHES = (128, 256, 384, 512)
 _WIDEST_WHOLE = 8_192  # coordinates of which all are coded, where energy doesn't compact
@@ -61,7 +62,7 @@ def choose_search(sample: Vectors, count: int, compact: Callable[[np.ndarray], n
         compact: see `PrunedSearch`.
         threads: CPU threads.
     """
-    if count * sample.dim < SMALL:
+    if count < FEW or count * sample.dim < SMALL:
         return Choice()
     distinct = np.unique(distinct_rows(sample.at, list(sample.slices())))
     grown = count / sample.count  # before copies are left out, as every search leaves them out

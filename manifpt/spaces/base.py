@@ -133,6 +133,8 @@ class SpaceSpec:
         found = asdict(self)
         del found["weights"]
         found["mean"], found["std"] = list(self.mean), list(self.std)
+        if self.precision == "float32":  # as of bundles made before there was a choice
+            del found["precision"]
         return found
 
     @staticmethod
