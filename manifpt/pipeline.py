@@ -13,6 +13,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 # Before Ray is imported. A forensic machine calls nobody; and the C++ core warns at every actor of an argument in the
@@ -234,24 +235,34 @@ def _decode(batch: pa.Table, plan: Plan, s3: dict[str, str], encode: bool) -> pa
 class _Encode:
     def __init__(self, plan: Plan, s3: dict[str, str], threads: int, gpu: bool) -> None:
         self._s3 = s3
-        self._encoder = stages.Encoder(plan.spaces, threads, "cuda" if gpu else "cpu")  # loads at the first shard
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        return _step(batch, self._s3, self._encoder)
-
-
-class _Project:
-    def __init__(self, plan: Plan, s3: dict[str, str], threads: int) -> None:
-        self._s3, self._plan, self._threads = s3, plan, threads
-        self._projecting: stages.Projecting | None = None
+        os.environ.update(s3)
+        self._encoder = stages.Encoder(plan.spaces, threads, "cuda" if gpu else "cpu")
+        self._loaded = _soon(self._encoder.load)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return _step(batch, self._s3, self._work)
 
     def _work(self, shard: stages.Shard) -> stages.Shard:
-        if self._projecting is None:  # not in __init__, whose errors lose their type on the way
-            self._projecting = stages.Projecting(self._plan, self._threads)
-        return self._projecting(shard)
+        self._loaded.result()
+        return self._encoder(shard)
+
+
+class _Project:
+    def __init__(self, plan: Plan, s3: dict[str, str], threads: int) -> None:
+        self._s3 = s3
+        os.environ.update(s3)
+        self._projecting = _soon(lambda: stages.Projecting(plan, threads))
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return _step(batch, self._s3, self._work)
+
+    def _work(self, shard: stages.Shard) -> stages.Shard:
+        return self._projecting.result()(shard)
+
+
+def _soon(work: Callable[[], Any]) -> Future[Any]:
+    """Begins while the first shard is decoded. Not in __init__ itself, whose errors lose their type on the way."""
+    return ThreadPoolExecutor(1).submit(work)
 
 
 def _commit(batch: pa.Table, plan: Plan, s3: dict[str, str], output: str) -> pa.Table:

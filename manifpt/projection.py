@@ -56,6 +56,7 @@ class NearestProjector:
         threads: int = 1,
         choice: Choice | None = None,
         compact: Callable[[np.ndarray], np.ndarray] = lambda embeddings_bd: embeddings_bd,
+        codes: np.ndarray | None = None,
     ) -> None:
         """Embeds the reference once and makes it ready for search.
 
@@ -65,14 +66,14 @@ class NearestProjector:
             dim: D.
             threads: CPU threads for the search.
             choice: of a search; None: flat.
-            compact: see `manifpt.search.make_search`.
+            compact, codes: see `manifpt.search.make_search`.
 
         Raises:
             ValueError: an embedding of the reference is no finite number.
         """
         self._embeddings_of, self._dim = embeddings_of, dim
         self.search = make_search(
-            embeddings_of, count, dim, choice=choice or Choice(), compact=compact, threads=threads
+            embeddings_of, count, dim, choice=choice or Choice(), compact=compact, threads=threads, codes=codes
         )
 
     def project(self, embeddings_bd: np.ndarray, excluded: Sequence[np.ndarray] | None = None) -> Projection:

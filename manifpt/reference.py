@@ -305,7 +305,9 @@ class Reference:
         """Over all rows, by another search."""
         dim = int(np.prod(self.shape))
         count = len(self.codes.array)
-        return NearestProjector(self.embeddings_of, count, dim, self._threads, choice, self.space.compact)
+        return NearestProjector(
+            self.embeddings_of, count, dim, self._threads, choice, self.space.compact, self.codes.array
+        )
 
     def embeddings_of(self, rows: Rows) -> np.ndarray:
         """float32 [M, D] of some reference rows."""

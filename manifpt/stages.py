@@ -118,6 +118,11 @@ class Encoder:
         for spec in specs:
             self._spaces[spec.code_key] = make_space(spec, threads, device)
 
+    def load(self) -> None:
+        """Brings the networks into memory, which the first shard would do otherwise."""
+        for space in self._spaces.values():
+            space.load()
+
     def __call__(self, shard: Shard) -> Shard:
         begin = time.perf_counter()
         out = {key: value for key, value in shard.items() if not key.startswith(("view:", "index:"))}

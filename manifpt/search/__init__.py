@@ -25,6 +25,7 @@ def make_search(
     choice: Choice,
     compact: Callable[[np.ndarray], np.ndarray],
     threads: int = 1,
+    codes: np.ndarray | None = None,
 ) -> Search:
     """A search over N reference rows.
 
@@ -34,12 +35,13 @@ def make_search(
         choice: see `choose_search`; its method may be `approximate` too.
         compact: float32 [B, D] -> float32 [B, W], linear, and no longer than what it is made of.
         threads: CPU threads.
+        codes: [N, ...] that the embeddings are made of, and quicker to compare; None: the embeddings themselves.
 
     Raises:
         ValueError: an embedding is no finite number.
     """
     vectors = Vectors(embeddings_of, count, dim)
-    same_as = distinct_rows(vectors.at, list(vectors.slices()))
+    same_as = distinct_rows(vectors.at if codes is None else codes.__getitem__, list(vectors.slices()))
     rows = np.unique(same_as)
     if len(rows) == count:
         return _make(vectors, choice, compact, threads)

@@ -21,13 +21,13 @@ class Search(Protocol):
         ...
 
 
-def distinct_rows(embeddings_of: Callable[[Rows], np.ndarray], blocks: Sequence[slice]) -> np.ndarray:
-    """For each row, the first one that has the very same embedding: int64 [N]."""
+def distinct_rows(content_of: Callable[[Rows], np.ndarray], blocks: Sequence[slice]) -> np.ndarray:
+    """For each row, the first one that has the very same content: int64 [N]."""
     first: dict[bytes, int] = {}
     same_as = []
     for block in blocks:
-        for number, row_d in enumerate(np.ascontiguousarray(embeddings_of(block) + np.float32(0)), block.start):
-            same_as.append(first.setdefault(hashlib.blake2b(row_d, digest_size=16).digest(), number))
+        for number, row in enumerate(np.ascontiguousarray(content_of(block)), block.start):
+            same_as.append(first.setdefault(hashlib.blake2b(row, digest_size=16).digest(), number))
     return np.array(same_as, np.int64)
 
 

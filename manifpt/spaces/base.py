@@ -171,6 +171,10 @@ class Space(Protocol):
 
     spec: SpaceSpec
 
+    def load(self) -> None:
+        """Does once what `encode` needs, such as reading weights; `encode` does it where nobody asked before."""
+        ...
+
     def encode(self, views_bchw: np.ndarray) -> np.ndarray:
         """uint8 [B, 3, H, W] -> codes [B, ...], uint8 or float32. May use the accelerator."""
         ...

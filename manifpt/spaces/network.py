@@ -42,7 +42,8 @@ class NetworkSpace:
     def encode(self, views_bchw: np.ndarray) -> np.ndarray:
         """uint8 [B, 3, S, S] -> float32 [B, D]."""
         if self._network is None:  # projection actors never call this, and never load the weights
-            self._load()
+            self.load()
+        torch.set_num_threads(self._threads)  # of this thread, which may not be the one that loaded
         kind = self._device.type
         pixels = views_bchw.shape[2] * views_bchw.shape[3]
         batch = max(1, min(_MOST_IMAGES[kind], _BATCH_PIXELS[kind] // pixels))
@@ -52,8 +53,8 @@ class NetworkSpace:
             features = [self._forward(torch.from_numpy(np.ascontiguousarray(chunk))) for chunk in chunks]
             return torch.cat(features).cpu().numpy()
 
-    def _load(self) -> None:
-        torch.set_num_threads(self._threads)
+    def load(self) -> None:
+        """Reads, verifies and folds the network."""
         torch.backends.cudnn.allow_tf32 = False  # on by default, for convolutions
         torch.backends.cudnn.deterministic = True  # a resumed run must give the same bytes
         network = _folded(build_network(self.spec), self.spec)

@@ -20,6 +20,9 @@ class _PixelSpace:
     def __init__(self, spec: SpaceSpec) -> None:
         self.spec = spec
 
+    def load(self) -> None:
+        """Nothing to load."""
+
     def encode(self, views_bchw: np.ndarray) -> np.ndarray:
         """The view itself: uint8 [B, 3, H, W]."""
         return views_bchw
