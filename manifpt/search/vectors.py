@@ -15,7 +15,8 @@ __all__ = ["Found", "Rows", "Vectors", "nearest_of_pairs", "pairwise"]
 Rows = np.ndarray | slice
 
 _HELD_BYTES = 4 << 30  # beyond, an actor keeps codes only, and embeds the few rows that it compares
-_BLOCK_BYTES = 64 << 20
+_BLOCK_BYTES = 8 << 20  # larger ones come fresh from the system each time, which costs more than the work
+_BLOCK_ROWS = 64
 _PAIR_BYTES = 16 << 20  # of gathered rows at a time: what caches like
 _FLOAT32 = np.finfo(np.float32)
 
@@ -66,9 +67,9 @@ class Vectors:
         return self._held[rows]
 
     def slices(self, rows: slice | None = None) -> Iterator[slice]:
-        """All rows, or a range of them, in blocks of a few dozen MiB."""
+        """All rows, or a range of them, in blocks of a few MiB."""
         rows = rows or slice(0, self.count)
-        step = max(1, _BLOCK_BYTES // (4 * self.dim))
+        step = max(_BLOCK_ROWS, _BLOCK_BYTES // (4 * self.dim))
         for start in range(rows.start, rows.stop, step):
             yield slice(start, min(start + step, rows.stop))
 
