@@ -236,7 +236,7 @@ class _Encode:
     def __init__(self, plan: Plan, s3: dict[str, str], threads: int, gpu: bool) -> None:
         self._s3 = s3
         os.environ.update(s3)
-        self._encoder = stages.Encoder(plan.spaces, threads, "cuda" if gpu else "cpu")
+        self._encoder = stages.Encoder(plan.spaces, threads, "cuda" if gpu else "cpu", plan.rows)
         self._loaded = _soon(self._encoder.load)
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -113,10 +113,10 @@ def _rejected_table(rejected: Iterable[Rejected]) -> pa.Table:
 class Encoder:
     """Views to codes: the step for the accelerator."""
 
-    def __init__(self, specs: Iterable[SpaceSpec], threads: int = 1, device: str = "cpu") -> None:
+    def __init__(self, specs: Iterable[SpaceSpec], threads: int = 1, device: str = "cpu", images: int = 0) -> None:
         self._spaces: dict[str, Space] = {}
         for spec in specs:
-            self._spaces[spec.code_key] = make_space(spec, threads, device)
+            self._spaces[spec.code_key] = make_space(spec, threads, device, images)
 
     def load(self) -> None:
         """Brings the networks into memory, which the first shard would do otherwise."""

@@ -27,28 +27,29 @@ BUILT_IN = {
 }  # fmt: skip
 
 
-def _network(spec: SpaceSpec, threads: int, device: str) -> Space:
+def _network(spec: SpaceSpec, threads: int, device: str, images: int) -> Space:
     from manifpt.spaces.network import NetworkSpace  # torch costs seconds; pixel spaces do without
 
-    return NetworkSpace(spec, threads, device)
+    return NetworkSpace(spec, threads, device, images)
 
 
-_KINDS: dict[str, Callable[[SpaceSpec, int, str], Space]] = {
-    "rgb": lambda spec, threads, device: RgbSpace(spec),
-    "frequency": lambda spec, threads, device: FrequencySpace(spec),
+_KINDS: dict[str, Callable[[SpaceSpec, int, str, int], Space]] = {
+    "rgb": lambda spec, threads, device, images: RgbSpace(spec),
+    "frequency": lambda spec, threads, device, images: FrequencySpace(spec),
     "network": _network,
 }
 
 
-def make_space(spec: SpaceSpec, threads: int = 1, device: str = "cpu") -> Space:
+def make_space(spec: SpaceSpec, threads: int = 1, device: str = "cpu", images: int = 0) -> Space:
     """The space of a spec.
 
     Args:
         spec: with a known size, and resolved weights if it will encode.
         threads: CPU threads for its arithmetic.
         device: `cpu` or `cuda`.
+        images: about so many will be encoded; for many, a network is compiled.
     """
-    return _KINDS[spec.kind](spec, threads, device)
+    return _KINDS[spec.kind](spec, threads, device, images)
 
 
 def spec_of(name: str, own: Mapping[str, Mapping[str, Any]], size_px: int | None = None) -> SpaceSpec:

@@ -114,7 +114,7 @@ def run(
             f" {outcome['ours_running_s']:.1f} s without Ray's start-up: x{ratios[f'job_vs_script_{name}']:.2f},"
             f" x{ratios[f'job_vs_script_{name}_running']:.2f}"
         )
-        ceiling = ceilings(inputs, space, paired_images if space == OWN else images, threads)
+        ceiling = ceilings(inputs, space, paired_images if space == OWN else images, threads, images)
         whole = long_job(inputs, space, images)
         results[name] |= {"ceiling": ceiling, "long": whole}
         share = whole["images_per_s"] / min(ceiling.values())
@@ -169,7 +169,7 @@ def long_job(inputs: Inputs, space: str, images: int) -> dict[str, float]:
     return {"seconds": seconds, "images_per_s": images / seconds}
 
 
-def ceilings(inputs: Inputs, space: str, images: int, threads: int) -> dict[str, float]:
+def ceilings(inputs: Inputs, space: str, images: int, threads: int, job_images: int) -> dict[str, float]:
     """Images/s of each stage alone: decoding in a process a core, the others with all threads."""
     own = yaml.safe_load(inputs.config.read_text())["own_spaces"]
     config = ArtifactsConfig(
@@ -185,7 +185,7 @@ def ceilings(inputs: Inputs, space: str, images: int, threads: int) -> dict[str,
         decode = rows / (time.perf_counter() - begin)
     shard = stages.decode_rows(plan, 0)
     rows = len(shard["rows"])
-    encoder, projecting = stages.Encoder(plan.spaces, threads), stages.Projecting(plan, threads)
+    encoder, projecting = stages.Encoder(plan.spaces, threads, "cpu", job_images), stages.Projecting(plan, threads)
     encoded = encoder(shard)
     reference = projecting.references[space]
     embeddings_bd = reference.space.embed(encoded[f"code:{reference.space.spec.code_key}"]).reshape(rows, -1)
