@@ -65,9 +65,12 @@ def run(rounds: int, threads: int, folder: Path, say: Callable[[str], None]) -> 
     }
     say(
         f"embed ResNet50 224 px on {device}: eager {result['eager_images_per_s']} images/s, "
-        f"ours {result['ours_images_per_s']} (x{ratios['embed']:.2f}), not compiled "
-        f"x{ratios['embed_not_compiled']:.2f}, largest error {result['error_of_range']:.1e} of the range; bfloat16 {result['ours_bfloat16_images_per_s']} "
-        f"(x{ratios['embed_bfloat16']:.2f}), {result['error_of_range_bfloat16']:.1e}"
+        f"ours {result['ours_images_per_s']} (x{ratios['embed']:.2f}), largest error {result['error_of_range']:.1e} of "
+        f"the range; not compiled x{ratios['embed_not_compiled']:.2f}"
+    )
+    say(
+        f"embed ResNet50 224 px on {device}: bfloat16 {result['ours_bfloat16_images_per_s']} images/s "
+        f"(x{ratios['embed_bfloat16']:.2f}), largest error {result['error_of_range_bfloat16']:.1e}"
     )
     return {"results": result, "ratios": ratios}
 

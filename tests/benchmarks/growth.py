@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from tests.benchmarks.data import SHARED, files, sample_views, views
-from tests.benchmarks.whole import first_rows
+from tests.benchmarks.whole import first_rows, repeated_rows
 from tests.helpers.cluster import ROOT, job, must, ray_head
 from tests.helpers.images import write_files
 from tests.integration.test_memory import Peaks
@@ -47,18 +47,6 @@ def run(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
         )
     rates = {r["images"]: r["running_s"] / r["images"] for r in results if r["references"] == _REFERENCES[0]}
     return {"results": results, "ratios": {"image_64k_over_4k": round(rates[64_000] / rates[4_000], 3)}}
-
-
-def repeated_rows(manifest: Path, count: int, output: Path) -> None:
-    """A manifest of so many rows over fewer files."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(manifest)
-    parts = []
-    for number in range(-(-count // len(table))):
-        ids = pa.array([f"{number:03d}/{image_id}" for image_id in table["image_id"].to_pylist()])
-        parts.append(table.set_column(0, table.schema.field(0), ids))
-    pq.write_table(pa.concat_tables(parts).slice(0, count), output, row_group_size=16_384)
 
 
 def reference(folder: Path, count: int) -> None:
