@@ -1,16 +1,19 @@
-# Two commands are enough: `make demo` and `make test`. Each builds .venv first, once.
+# Two commands are enough: `make demo` and `make test`. Each builds .venv first, once. `make bench` takes most of an hour.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint format
+.PHONY: demo test bench lint format
 
 demo: $(INSTALLED)
 	$(BIN)/python jobs/compute_artifacts.py
 
 test: lint
 	$(BIN)/python -m pytest
+
+bench: $(INSTALLED)
+	$(BIN)/python -m tests.benchmarks
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -79,6 +79,8 @@ class ArtifactsConfig:
     projection: Literal["exact", "flat", "approximate"] = "exact"
     """exact: by the fastest proved search. flat: the same, looking at every reference image. approximate: FAISS IVF,
     whose recall is measured and reported."""
+    reference_shards: int = 1
+    """Parts in which the reference is held, each by actors of its own, where one actor's memory is too small."""
     dtype: Literal["float16", "float32"] = "float16"
     """Number format of stored artifacts."""
     shard_rows: int | None = None

@@ -131,9 +131,12 @@ def run(plan: Plan, output: str, shards: Sequence[int], most_actors: int | None 
                 fn_constructor_kwargs=work | {"threads": shares.encode.threads, "gpu": shares.encode.gpus > 0},
                 **_actors(shares.encode),
             )
-        if shares.project:
+        for part in range(plan.reference_shards if shares.project else 0):
+            assert shares.project
             dataset = dataset.map_batches(
-                _Project, fn_constructor_kwargs=work | {"threads": shares.project.threads}, **_actors(shares.project)
+                _Project,
+                fn_constructor_kwargs=work | {"threads": shares.project.threads, "part": part},
+                **_actors(shares.project),
             )
         dataset = dataset.map_batches(
             _commit,  # type: ignore[arg-type]
@@ -188,7 +191,7 @@ def _shares(plan: Plan, most_actors: int | None) -> Shares:
         cluster.get("CPU") or _NODE_TO_COME_CPUS,
         cluster.get("GPU", 0),
         network=any(spec.kind == "network" for spec in plan.spaces),
-        project=plan.task == "artifacts",
+        project=plan.reference_shards if plan.task == "artifacts" else 0,
         largest_node_cpus=max(nodes, default=0) or _NODE_TO_COME_CPUS,
         most_actors=most_actors,
     )
@@ -248,10 +251,10 @@ class _Encode:
 
 
 class _Project:
-    def __init__(self, plan: Plan, s3: dict[str, str], threads: int) -> None:
+    def __init__(self, plan: Plan, s3: dict[str, str], threads: int, part: int) -> None:
         self._s3 = s3
         os.environ.update(s3)
-        self._projecting = _soon(lambda: stages.Projecting(plan, threads))
+        self._projecting = _soon(lambda: stages.Projecting(plan, threads, part))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return _step(batch, self._s3, self._work)

@@ -52,6 +52,7 @@ class Plan:
         inline: spaces whose artifacts are stored, not only their neighbours.
         decoder: rule of `manifpt.decode`.
         manifest_etag: of the manifest now, so that a worker sees when it was replaced.
+        reference_shards: parts that the reference is held in, each by actors of its own.
         projection: `exact`, `flat` (as exact, by looking at everything) or `approximate`.
     """
 
@@ -68,6 +69,7 @@ class Plan:
     decoder: str = ""
     manifest_etag: str = ""
     projection: str = "exact"
+    reference_shards: int = 1
 
     @property
     def shards(self) -> int:

@@ -14,9 +14,9 @@ from typing import Protocol
 
 import numpy as np
 
-from manifpt.search import Choice, Rows, make_search
+from manifpt.search import Choice, Found, Rows, make_search
 
-__all__ = ["NearestProjector", "Projection", "Projector", "Rows"]
+__all__ = ["NearestProjector", "Projection", "Projector", "Rows", "nearer_of", "projection_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class NearestProjector:
         Raises:
             ValueError: an embedding of the reference is no finite number.
         """
-        self._embeddings_of, self._dim = embeddings_of, dim
+        self._embeddings_of = embeddings_of
         self.search = make_search(
             embeddings_of, count, dim, choice=choice or Choice(), compact=compact, threads=threads, codes=codes
         )
@@ -84,12 +84,33 @@ class NearestProjector:
         if not len(query_bd):
             return Projection(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32), query_bd)
         found = self.search.search(query_bd, 2, excluded)
-        neighbor_b = found.row_bk[:, 0]
-        if (neighbor_b >= 0).all():
-            artifact_bd = query_bd - self._embeddings_of(neighbor_b)
-        else:
-            artifact_bd = np.full_like(query_bd, np.nan)
-            known = np.flatnonzero(neighbor_b >= 0)
-            artifact_bd[known] = query_bd[known] - self._embeddings_of(neighbor_b[known])
-        distance_b, second_b = np.sqrt(found.squared_bk).astype(np.float32).T
-        return Projection(neighbor_b, distance_b, second_b, artifact_bd)
+        near_bd = self._embeddings_of(np.maximum(found.row_bk[:, 0], 0))
+        return projection_of(query_bd, found, near_bd)
+
+
+def projection_of(query_bd: np.ndarray, found: Found, near_bd: np.ndarray) -> Projection:
+    """A projection from what a search for two neighbours found.
+
+    Args:
+        query_bd: float32 [B, D].
+        found: of k = 2.
+        near_bd: float32 [B, D], the nearest's embeddings; anything where there is none.
+    """
+    neighbor_b = found.row_bk[:, 0]
+    artifact_bd = query_bd - near_bd
+    artifact_bd[neighbor_b < 0] = np.nan
+    distance_b, second_b = np.sqrt(found.squared_bk).astype(np.float32).T
+    return Projection(neighbor_b, distance_b, second_b, artifact_bd)
+
+
+def nearer_of(one: Found, one_codes: np.ndarray, other: Found, other_codes: np.ndarray) -> tuple[Found, np.ndarray]:
+    """The nearest of two parts of a reference, and the code of each query's nearest, [B, ...]."""
+    row_b4 = np.hstack([one.row_bk, other.row_bk])
+    squared_b4 = np.hstack([one.squared_bk, other.squared_bk])
+    key_b4 = np.where(row_b4 < 0, np.iinfo(np.int64).max, row_b4)  # what isn't there comes last
+    order_b4 = np.lexsort((key_b4, squared_b4), axis=1)
+    k = one.row_bk.shape[1]
+    first_b = order_b4[:, 0]
+    found = Found(np.take_along_axis(row_b4, order_b4[:, :k], 1), np.take_along_axis(squared_b4, order_b4[:, :k], 1))
+    is_other_b = (first_b >= k).reshape(-1, *[1] * (one_codes.ndim - 1))
+    return found, np.where(is_other_b, other_codes, one_codes)

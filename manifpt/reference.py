@@ -230,15 +230,36 @@ def codes_of(table: pa.Table) -> np.ndarray:
 
 
 class Codes:
-    """The images of a bundle in one code, in memory, found by what they are and by where they lie."""
+    """The images of a bundle in one code, in memory, found by what they are and by where they lie.
 
-    def __init__(self, bundle: Bundle, key: str) -> None:
+    Attributes:
+        image_ids: of all N rows.
+        rows: those whose codes are held.
+        array: uint8 or float32 [len(rows), ...].
+    """
+
+    def __init__(self, bundle: Bundle, key: str, share: int = 0, shares: int = 1) -> None:
         """Loads and verifies the code's parts.
 
+        Args:
+            bundle: it.
+            key: of the code.
+            share: which of `shares` equal parts to hold codes of; images are found in all of them.
+            shares: 1: all codes.
+
         Raises:
-            ConfigError: a part that is gone or was changed after the bundle was finished.
+            ConfigError: a part that is gone or was changed after the bundle was finished; or more shares than parts.
         """
         tables = list(_verified_parts(bundle, key))
+        ends = np.cumsum([0, *(len(table) for table in tables)])
+        cuts = np.linspace(0, len(tables), shares + 1).astype(int)
+        if (np.diff(cuts) < 1).any():
+            raise ConfigError(
+                f"The reference {bundle.uri} has {len(tables)} parts and can't be held in {shares}: lower "
+                f"--reference-shards, or build it with a smaller --shard-rows."
+            )
+        held = tables[cuts[share] : cuts[share + 1]]
+        self.rows = range(int(ends[cuts[share]]), int(ends[cuts[share + 1]]))
         self.image_ids: pa.Array = pa.concat_arrays([c for t in tables for c in t["image_id"].chunks])
         self._by_hash = _Lookup(value for table in tables for value in table["content_hash"].to_pylist())
         self._by_place = _Lookup(
@@ -246,7 +267,7 @@ class Codes:
             for table in tables
             for uri, offset in zip(table["uri"].to_pylist(), table["offset"].to_pylist(), strict=True)
         )
-        self.array = np.concatenate([codes_of(table) for table in tables])
+        self.array = np.concatenate([codes_of(table) for table in held])
 
     def rows_with(self, content_hashes: Sequence[str]) -> list[np.ndarray]:
         """int64 rows with these very pixels, for each hash."""

@@ -47,7 +47,7 @@ def share(
     gpus: float,
     *,
     network: bool,
-    project: bool,
+    project: int,
     largest_node_cpus: float | None = None,
     most_actors: int | None = None,
 ) -> Shares:
@@ -61,7 +61,7 @@ def share(
     Args:
         cpus, gpus: in the cluster.
         network: whether a space has a network.
-        project: whether there is a projection.
+        project: stages of projection: one, or one for each part of a reference; 0: none.
         largest_node_cpus: an actor fits on one node; None: all CPUs are on one.
         most_actors: actors a stage to scale up to, on a cluster that grows; None: what it has room for now.
     """
@@ -80,7 +80,8 @@ def share(
     encode = actors(0.4, 0.6 if gpus else 0.0, threads) if network else None
     alone = 1.0 if not network else 0.1
     own = max(1, int(actor_cpus))
-    projecting = actors(0.2 if network else 0.6, alone if gpus else 0.0, own) if project else None
+    portion = (0.2 if network else 0.6) / max(1, project)
+    projecting = actors(portion, alone / project if gpus else 0.0, own) if project else None
     decode_tasks = max(2, int(cpus))
     if decode_tasks in {actor.most for actor in (encode, projecting) if actor}:
         decode_tasks += 1  # Ray Data fuses tasks into actors of the same number, and decoding would wait for a GPU

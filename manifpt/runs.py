@@ -120,6 +120,12 @@ def plan_artifacts(config: ArtifactsConfig) -> tuple[Plan, str]:
     if bundle.decoder_versions != decoder_versions():
         event("decoder_versions_differ", reference=bundle.decoder_versions, here=decoder_versions(),
               hint="pixels may differ by a level; build the reference again to be sure")  # fmt: skip
+    if config.reference_shards < 1:
+        raise ConfigError(f"--reference-shards must be at least 1, not {config.reference_shards}.")
+    if config.reference_shards > 1 and config.projection == "approximate":
+        raise ConfigError(
+            "--reference-shards is for exact projection; an approximate index is small enough for one actor."
+        )
     specs = [_of_bundle(name, bundle, config) for name in dict.fromkeys(config.spaces or bundle.spaces)]
     inline = {"inline": True, "lazy": False, "auto": None}[config.store]
     item_bytes = np.dtype(config.dtype).itemsize
@@ -142,6 +148,7 @@ def plan_artifacts(config: ArtifactsConfig) -> tuple[Plan, str]:
         decoder=DECODER,
         manifest_etag=manifest.etag,
         projection=config.projection,
+        reference_shards=config.reference_shards,
     )
     return plan, normalize(config.output)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -52,7 +53,7 @@ def run(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     seconds = {r["images"]: r["running_s"] for r in results if r["references"] == _REFERENCES[0]}
     marginal = {
         f"{few}_to_{many}": (seconds[many] - seconds[few]) / (many - few)
-        for few, many in zip(_IMAGES[1:], _IMAGES[2:], strict=False)
+        for few, many in itertools.pairwise(_IMAGES[1:])
     }
     say("growth marginal us an image: " + ", ".join(f"{name} {1e6 * value:.0f}" for name, value in marginal.items()))
     few, many = marginal.values()

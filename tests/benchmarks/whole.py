@@ -131,9 +131,9 @@ def run(
         ratios[f"job_vs_script_{name}"] = round(versus_script, 3)
         ratios["job_of_ceiling" if space == OWN else f"job_of_ceiling_{name}"] = round(share, 3)
         say(
-            f"job {name:10} {long} images: {whole['images_per_s']:.1f} images/s from command to end, x{versus_script:.2f}"
-            f" of the script's rate; alone on all cores decode {ceiling['decode']:.0f}, embed {ceiling['embed']:.0f},"
-            f" search {ceiling['search']:.0f}: {share:.0%} of the ceiling"
+            f"job {name:10} {long} images: {whole['images_per_s']:.1f} images/s from command to end,"
+            f" x{versus_script:.2f} of the script's rate, {share:.0%} of the ceiling; alone on all cores"
+            f" decode {ceiling['decode']:.0f}, embed {ceiling['embed']:.0f}, search {ceiling['search']:.0f}"
         )
     return {"results": results, "ratios": ratios}
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from manifpt.projection import NearestProjector
+from manifpt.search import Choice
 from manifpt.spaces import make_space, spec_of
 from manifpt.spaces.weights import resolve_weights
 from tests.helpers.weights import ARCHITECTURE, lite0_safetensors
@@ -26,6 +27,23 @@ def test_neighbors_are_those_of_float64_brute_force() -> None:
     reference_nd = rng.standard_normal((5000, 2048)).astype(np.float32)
     query_bd = rng.standard_normal((256, 2048)).astype(np.float32)
     found = NearestProjector(lambda rows: reference_nd[rows], *reference_nd.shape).project(query_bd)
+    nearest_b = [((reference_nd.astype(np.float64) - x_d) ** 2).sum(axis=1).argmin() for x_d in query_bd]
+    assert (found.neighbor_b == nearest_b).all()
+
+
+@pytest.mark.parametrize(("dims", "noise"), [(128, 0.02), (3072, 0.02), (128, 1.0)])
+def test_pruned_search_on_the_device_is_exact(dims: int, noise: float) -> None:
+    """Few axes, all of them, and what no bound helps with."""
+    rng = np.random.default_rng(0)
+    basis = rng.standard_normal((40, 3072)).astype(np.float32)
+
+    def images(count: int) -> np.ndarray:
+        mixed = rng.standard_normal((count, 40)).astype(np.float32) @ basis
+        return mixed + noise * rng.standard_normal((count, 3072)).astype(np.float32)
+
+    reference_nd, query_bd = images(5000), images(300)
+    choice = Choice("pruned", dims)
+    found = NearestProjector(lambda rows: reference_nd[rows], *reference_nd.shape, choice=choice).project(query_bd)
     nearest_b = [((reference_nd.astype(np.float64) - x_d) ** 2).sum(axis=1).argmin() for x_d in query_bd]
     assert (found.neighbor_b == nearest_b).all()
 

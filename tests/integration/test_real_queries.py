@@ -26,7 +26,8 @@ def test_leave_one_out_for_reals_and_zero_for_copies(tmp_path: Path, cluster: di
     for name in ("reals", "queries"):
         must(job("index_images", "--input", tmp_path / name, "--output", tmp_path / f"{name}.parquet"))
     reference = tmp_path / "reference"
-    must(job("build_reference", "--manifest", tmp_path / "reals.parquet", "--output", reference, env=cluster))
+    build = ("--manifest", tmp_path / "reals.parquet", "--output", reference, "--shard-rows", "16")
+    must(job("build_reference", *build, env=cluster))
     common = ("--reference", reference, "--spaces", "rgb")
     must(
         job(
@@ -45,6 +46,12 @@ def test_leave_one_out_for_reals_and_zero_for_copies(tmp_path: Path, cluster: di
     assert (rows["gan/copy.png"]["distance"], rows["gan/copy.png"]["neighbor_id"]) == (0, "real/07.png")
     found = json.loads((tmp_path / "run/summary.json").read_text())["spaces"]["rgb"]
     assert (found["real"]["left_out"], found["gan"]["copies"]) == (1, 1)
+
+    # The same with the reference in two parts, each in actors of its own, and by looking at everything.
+    parts = ("--manifest", tmp_path / "queries.parquet", *common, "--reference-shards", 2, "--projection", "flat")
+    must(job("compute_artifacts", *parts, "--output", tmp_path / "in-parts", env=cluster))
+    part = "artifacts/rgb/part-00000.parquet"
+    assert (tmp_path / "in-parts" / part).read_bytes() == (tmp_path / "run" / part).read_bytes()
 
     # The reference's own images as queries: under a source that does not say that they are real, and under other ids.
     for name, root in (("self", tmp_path / "reals"), ("other_root", tmp_path)):

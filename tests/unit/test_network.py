@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -217,3 +218,80 @@ def test_supervised_is_the_2048_features_of_a_resnet50(tmp_path: Path, monkeypat
         expected = network((torch.from_numpy(views_bchw) / 255 - mean) / std).numpy()
     assert features_bd.shape == (2, 2048)
     np.testing.assert_allclose(features_bd, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_features_do_not_hang_on_what_an_image_came_with(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """Kernels round otherwise in batches of another size; a resumed run must give the same bytes."""
+    path = tmp_path / "own.safetensors"
+    save_file(state, path)
+    space = make_space(resolve_weights(spec_with(path)), threads=2)
+    views_bchw = np.random.default_rng(0).integers(0, 256, (70, 3, 64, 64), dtype=np.uint8)
+    together = space.encode(views_bchw)
+    assert (space.encode(views_bchw[:1]) == together[:1]).all()
+    assert (space.encode(views_bchw[3:8]) == together[3:8]).all()
+
+
+def test_folding_keeps_the_features(state: dict[str, torch.Tensor]) -> None:
+    from manifpt.spaces.network import _folded
+
+    network = resnet18().eval()
+    network.load_state_dict(state)
+    folded = _folded(network, spec_of("mine", OWN))
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in folded.modules()), "nothing was folded"
+    assert any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.modules())
+
+
+def test_a_network_that_can_not_be_traced_stays_whole() -> None:
+    from manifpt.spaces.network import _folded
+
+    class Branching(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean((2, 3)) if images.sum() > 0 else images.amax((2, 3))
+
+    network = Branching()
+    assert _folded(network, spec_of("mine", OWN)) is network
+
+
+def test_a_machine_without_a_compiler_computes_the_same(
+    state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.safetensors"
+    save_file(state, path)
+    spec = resolve_weights(spec_with(path))
+    views_bchw = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
+
+    def none(*arguments: object, **options: object) -> object:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", none)
+    features_bd = make_space(spec, threads=2, images=1_000_000).encode(views_bchw)
+    assert "not_compiled" in capsys.readouterr().err
+    assert (features_bd == make_space(spec, threads=2).encode(views_bchw)).all()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_a_compiled_network_gives_the_same_features(
+    state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.safetensors"
+    save_file(state, path)
+    spec = resolve_weights(spec_with(path))
+    views_bchw = np.random.default_rng(0).integers(0, 256, (70, 3, 64, 64), dtype=np.uint8)
+    compiled_bd = make_space(spec, threads=2, images=1_000_000).encode(views_bchw)
+    assert " compiled " in capsys.readouterr().err
+    np.testing.assert_allclose(compiled_bd, make_space(spec, threads=2).encode(views_bchw), rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_is_asked_for_and_part_of_what_a_space_is(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "own.safetensors"
+    save_file(state, path)
+    spec = resolve_weights(spec_with(path))
+    half = replace(spec, precision="bfloat16")
+    assert "precision" not in spec.identity(), "bundles of before there was a choice stay good"
+    assert half.identity()["precision"] == "bfloat16"
+    views_bchw = np.random.default_rng(0).integers(0, 256, (8, 3, 64, 64), dtype=np.uint8)
+    full_bd, half_bd = (make_space(s, threads=2).encode(views_bchw) for s in (spec, half))
+    assert (full_bd != half_bd).any()
+    np.testing.assert_allclose(half_bd, full_bd, atol=0.05 * float(np.abs(full_bd).max()))
+    with pytest.raises(ConfigError, match="precision is float32 or bfloat16"):
+        spec_of("mine", {"mine": OWN["mine"] | {"precision": "int8"}})

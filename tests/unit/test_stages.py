@@ -70,10 +70,19 @@ def put(path: Path, data: bytes) -> None:
 
 
 def run(plan: Plan, output: Path) -> None:
-    projecting = Projecting(plan)
-    for shard in range(plan.shards):
-        codes = travelled(Encoder(plan.spaces)(travelled(decode_rows(plan, shard))))
-        commit_artifacts(plan, str(output), travelled(projecting(codes)))
+    stages = [Projecting(plan, share=share) for share in range(plan.reference_shards)]
+    for number in range(plan.shards):
+        shard = travelled(Encoder(plan.spaces)(travelled(decode_rows(plan, number))))
+        for projecting in stages:
+            shard = travelled(projecting(shard))
+        commit_artifacts(plan, str(output), shard)
+
+
+def committed(output: Path) -> dict[str, object]:
+    """Bytes of every part, and what the commits say but for their timings."""
+    parts = {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*.parquet")}
+    commits = {path.name: json.loads(path.read_text()) | {"seconds": {}} for path in output.rglob("commits/*.json")}
+    return parts | commits
 
 
 def test_each_space_takes_what_it_can_and_the_rest_is_listed(plan: Plan, tmp_path: Path) -> None:
@@ -173,3 +182,63 @@ def test_a_part_says_what_it_is(plan: Plan, tmp_path: Path) -> None:
     assert json.loads(metadata[b"manifpt.shape"]) == [3, 16, 16]
     assert json.loads(metadata[b"manifpt.spec"])["size_px"] == 16
     assert pa.types.is_string(pq.read_schema(tmp_path / "run/artifacts/small/part-00001.parquet").field("twin").type)
+
+
+def test_a_reference_in_parts_gives_the_same_bytes(plan: Plan, tmp_path: Path) -> None:
+    """Also for reals that are themselves in one part, and for copies: what is left out must be known to all parts."""
+    for name, source in (("real/again.png", "reals/real/6.png"), ("d/copy.png", "reals/real/2.png")):
+        put(tmp_path / "queries" / name, (tmp_path / source).read_bytes())
+    queries = planned(tmp_path, "queries", plan.spaces)
+    both = {"manifest_digest": queries.manifest_digest, "manifest_etag": queries.manifest_etag, "rows": queries.rows}
+    run(replace(plan, **both), tmp_path / "whole")  # type: ignore[arg-type]
+    whole = committed(tmp_path / "whole")
+    twins = pq.read_table(tmp_path / "whole/artifacts/rgb")
+    kinds = dict(zip(twins["image_id"].to_pylist(), twins["twin"].to_pylist(), strict=True))
+    assert (kinds["real/again.png"], kinds["d/copy.png"]) == ("left_out", "copy")
+    for parts in (2, 3):
+        run(replace(plan, **both, reference_shards=parts), tmp_path / f"parts-{parts}")  # type: ignore[arg-type]
+        assert committed(tmp_path / f"parts-{parts}") == whole
+
+
+def test_more_parts_than_a_reference_has(plan: Plan) -> None:
+    with pytest.raises(ConfigError, match="has 3 parts and can't be held in 4"):
+        Projecting(replace(plan, reference_shards=4))
+
+
+def test_flat_projection_gives_the_same_bytes(plan: Plan, tmp_path: Path) -> None:
+    run(plan, tmp_path / "exact")
+    run(replace(plan, projection="flat"), tmp_path / "flat")
+    assert committed(tmp_path / "exact") == committed(tmp_path / "flat")
+
+
+def test_approximate_projection_counts_what_it_missed(plan: Plan, tmp_path: Path) -> None:
+    run(replace(plan, projection="approximate"), tmp_path / "run")
+    commit = next(iter(read_commits(str(tmp_path / "run"), [0])))
+    sums = commit["statistics"]["rgb"]["a"]
+    assert (sums["checked"], sums["right"]) == (4, 4), "one list of ten rows can't miss"
+    assert replace(plan, projection="approximate").digest != plan.digest
+    assert replace(plan, projection="flat").digest == plan.digest
+
+
+def test_a_measured_search_is_recorded_and_gives_the_same_bytes(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manifpt.search.choose.FEW", 0)
+    monkeypatch.setattr("manifpt.search.choose.SMALL", 0)
+    monkeypatch.setattr("manifpt.search.choose._us_a_query", lambda call, queries: 0.0 if call() is None else 1.0)
+    from manifpt.reference import open_bundle
+    from manifpt.search import Choice
+
+    reals = planned(tmp_path, "reals", plan.spaces)
+    for shard in range(reals.shards):
+        codes = travelled(Encoder(reals.spaces)(travelled(decode_rows(reals, shard))))
+        commit_codes(reals, str(tmp_path / "measured"), codes)
+    bundle = finish_bundle(reals, str(tmp_path / "measured"))
+    assert bundle.digest == plan.reference_digest, "how it is searched is no part of what it is"
+    assert set(bundle.searches["rgb"].estimated_us) == {"flat", "128", "256", "384", "512", "3072"}
+    pruned = {name: Choice("pruned", 128) for name in bundle.searches}
+    monkeypatch.setattr("manifpt.stages.open_bundle", lambda uri: replace(open_bundle(uri), searches=pruned))
+    run(plan, tmp_path / "pruned")
+    monkeypatch.undo()
+    run(plan, tmp_path / "flat")
+    assert committed(tmp_path / "pruned") == committed(tmp_path / "flat")
