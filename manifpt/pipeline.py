@@ -32,6 +32,7 @@ from manifpt.errors import ConfigError, StorageError, WorkerError
 from manifpt.log import event
 from manifpt.packing import cell, pack, unpack
 from manifpt.plan import Plan
+from manifpt.projecting import Projecting
 from manifpt.resources import ActorShare, Shares, share
 
 __all__ = ["connect", "on_one_node", "run"]
@@ -254,7 +255,7 @@ class _Project:
     def __init__(self, plan: Plan, s3: dict[str, str], threads: int, part: int) -> None:
         self._s3 = s3
         os.environ.update(s3)
-        self._projecting = _soon(lambda: stages.Projecting(plan, threads, part))
+        self._projecting = _soon(lambda: Projecting(plan, threads, part))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return _step(batch, self._s3, self._work)

@@ -58,8 +58,8 @@ def _make(vectors: Vectors, choice: Choice, compact: Callable[[np.ndarray], np.n
 
         return ApproximateSearch(vectors, threads)
     if choice.method == "pruned":
+        from manifpt.search.basis import fit_basis, sample_of
         from manifpt.search.pruned import PrunedSearch
-        from manifpt.search.screen import fit_basis, sample_of
 
         basis = fit_basis(sample_of(vectors, compact, choice.dims), choice.dims)
         return PrunedSearch(vectors, basis, compact, threads, "cuda" if gpu else "cpu")

@@ -68,8 +68,8 @@ def choose_search(sample: Vectors, count: int, compact: Callable[[np.ndarray], n
     grown = count / sample.count  # before copies are left out, as every search leaves them out
     if len(distinct) < sample.count:
         sample = Vectors(functools.partial(_rows_of, sample, distinct), len(distinct), sample.dim)
+    from manifpt.search.basis import fit_basis, sample_of, torch_of
     from manifpt.search.pruned import PrunedSearch  # torch costs seconds, and small references do without
-    from manifpt.search.screen import fit_basis, sample_of, torch_of
 
     rows = np.linspace(0, sample.count - 1, min(_QUERIES, sample.count)).astype(np.int64)
     query_bd, excluded = np.ascontiguousarray(sample.at(rows)), list(rows[:, None])

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from manifpt.search.basis import Axes, Basis, torch_of
 from manifpt.search.flat import FlatSearch
-from manifpt.search.screen import GROUP, Axes, Basis, Coded, coded, integer_product, products, torch_of
+from manifpt.search.screen import GROUP, Coded, coded, integer_product, products
 from manifpt.search.vectors import Found, Vectors, nearest_of_pairs, pairwise
 
 __all__ = ["PrunedSearch"]

@@ -22,6 +22,7 @@ import yaml
 from manifpt import stages
 from manifpt.config import ArtifactsConfig
 from manifpt.plan import Plan
+from manifpt.projecting import Projecting
 from manifpt.runs import plan_artifacts
 from tests.benchmarks.data import SHARED, files
 from tests.benchmarks.embed import random_resnet50
@@ -83,7 +84,7 @@ def prepare(folder: Path, counts: list[int], network_references: int) -> Inputs:
             manifest=str(inputs.manifest(min(counts))), reference=str(reference), output=str(folder / "none"),
             spaces=(space,), own_spaces=own,
         )  # fmt: skip
-        projecting = stages.Projecting(plan_artifacts(config)[0])
+        projecting = Projecting(plan_artifacts(config)[0])
         held = projecting.references[space]
         np.save(folder / f"{space}.npy", held.embeddings_of(slice(0, len(held.codes.array))))
     return inputs
@@ -196,7 +197,7 @@ def ceilings(inputs: Inputs, space: str, images: int, threads: int, job_images: 
         decode = rows / (time.perf_counter() - begin)
     shard = stages.decode_rows(plan, 0)
     rows = len(shard["rows"])
-    encoder, projecting = stages.Encoder(plan.spaces, threads, "cpu", job_images), stages.Projecting(plan, threads)
+    encoder, projecting = stages.Encoder(plan.spaces, threads, "cpu", job_images), Projecting(plan, threads)
     encoded = encoder(shard)
     reference = projecting.references[space]
     embeddings_bd = reference.space.embed(encoded[f"code:{reference.space.spec.code_key}"]).reshape(rows, -1)

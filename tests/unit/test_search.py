@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from manifpt.search import Choice, Found, Search, Vectors, choose, choose_search, make_search
 from manifpt.search.approximate import ApproximateSearch
+from manifpt.search.basis import Basis, Mixing, fit_basis, torch_of
 from manifpt.search.distinct import DistinctSearch, distinct_rows
 from manifpt.search.flat import FlatSearch
 from manifpt.search.pruned import PrunedSearch, _lower
-from manifpt.search.screen import GROUP, Basis, Mixing, coded, fit_basis, integer_product, products, torch_of
+from manifpt.search.screen import GROUP, coded, integer_product, products
 
 KINDS = ("noise", "planes", "levels", "near", "equal", "copies", "outliers")
 SHAPES = ((1.0, 0.0), (1.0, 1e4), (1e-3, 10.0), (1e-19, 0.0), (1e-22, 0.0), (1e-43, 1.0), (3e18, 0.0))  # scale, offset

@@ -19,11 +19,12 @@ from manifpt.indexing import IndexOptions, index
 from manifpt.manifest import Manifest, write_manifest
 from manifpt.packing import pack, unpack
 from manifpt.plan import Plan
+from manifpt.projecting import Projecting
 from manifpt.reader import read_artifacts
 from manifpt.reference import finish_bundle
 from manifpt.shards import read_commits, write_rejected
 from manifpt.spaces import SpaceSpec
-from manifpt.stages import Encoder, Projecting, Shard, commit_artifacts, commit_codes, decode_rows
+from manifpt.stages import Encoder, Shard, commit_artifacts, commit_codes, decode_rows
 from tests.helpers.images import encoded, picture
 
 NATIVE = SpaceSpec(name="rgb", kind="rgb", height_px=32, width_px=32)
@@ -237,7 +238,7 @@ def test_a_measured_search_is_recorded_and_gives_the_same_bytes(
     assert bundle.digest == plan.reference_digest, "how it is searched is no part of what it is"
     assert set(bundle.searches["rgb"].estimated_us) == {"flat", "128", "256", "384", "512", "3072"}
     pruned = {name: Choice("pruned", 128) for name in bundle.searches}
-    monkeypatch.setattr("manifpt.stages.open_bundle", lambda uri: replace(open_bundle(uri), searches=pruned))
+    monkeypatch.setattr("manifpt.projecting.open_bundle", lambda uri: replace(open_bundle(uri), searches=pruned))
     run(plan, tmp_path / "pruned")
     monkeypatch.undo()
     run(plan, tmp_path / "flat")
