@@ -120,7 +120,7 @@ def run(plan: Plan, output: str, shards: Sequence[int], most_actors: int | None 
         warnings.simplefilter("ignore")  # of the retry limits: Ray Data's own are endless, and 2.60 has no other name
         dataset = dataset.map_batches(
             _decode,  # type: ignore[arg-type]  # Ray types a function of the batch alone
-            fn_kwargs=work | {"encode": shares.encode is None},
+            fn_kwargs=work | {"encode": shares.encode is None, "on_gpu": bool(shares.encode and shares.encode.gpus)},
             num_cpus=shares.task_cpus,
             compute=TaskPoolStrategy(size=min(shares.decode_tasks, len(shards))),
             **_ONE_SHARD,
@@ -226,11 +226,11 @@ def _tried(work: Callable[[], stages.Shard]) -> stages.Shard:
         return {"error": pa.table({"error": [type(error).__name__], "detail": [str(error)]})}
 
 
-def _decode(batch: pa.Table, plan: Plan, s3: dict[str, str], encode: bool) -> pa.Table:
+def _decode(batch: pa.Table, plan: Plan, s3: dict[str, str], encode: bool, on_gpu: bool) -> pa.Table:
     os.environ.update(s3)
 
     def work() -> stages.Shard:
-        shard = stages.decode_rows(plan, batch["shard"][0].as_py())
+        shard = stages.decode_rows(plan, batch["shard"][0].as_py(), resize_later=on_gpu)
         return stages.Encoder(plan.spaces)(shard) if encode else shard
 
     return pa.table({"shard": cell(pack(_tried(work)))})

@@ -39,8 +39,15 @@ Shard = dict[str, Any]
 _CARRIED = ["image_id", "uri", "container", "offset", "size_bytes", "source", "split"]
 
 
-def decode_rows(plan: Plan, shard: int) -> Shard:
-    """Reads and decodes the images of one shard, and makes every view that a space asks for."""
+def decode_rows(plan: Plan, shard: int, resize_later: bool = False) -> Shard:
+    """Reads and decodes the images of one shard, and makes every view that a space asks for.
+
+    Args:
+        plan: it.
+        shard: its number.
+        resize_later: leave resizing to the encoder's accelerator, which gives the same pixels, where a shard's images
+            are all of one size, and not so large that they should become small before they travel.
+    """
     begin = time.perf_counter()
     manifest = Manifest(plan.manifest_uri)
     if manifest.etag != plan.manifest_etag:
@@ -54,6 +61,7 @@ def decode_rows(plan: Plan, shard: int) -> Shard:
         views[spec.view.key] = spec.view
         spaces_of.setdefault(spec.view.key, []).append(spec.name)
 
+    later = {spec.view.key for spec in plan.spaces if spec.kind == "network"} if resize_later else set()
     pixels: dict[str, list[np.ndarray]] = {key: [] for key in views}
     index: dict[str, list[int]] = {key: [] for key in views}
     kept: list[int] = []
@@ -71,7 +79,7 @@ def decode_rows(plan: Plan, shard: int) -> Shard:
         bad_views: dict[str, BadImage] = {}
         for key, view in views.items():
             try:
-                pixels[key].append(view.of(image_hwc))
+                pixels[key].append(view.whole(image_hwc) if key in later else view.of(image_hwc))
                 index[key].append(len(kept))
             except BadImage as bad:
                 bad_views[key] = bad
@@ -91,6 +99,8 @@ def decode_rows(plan: Plan, shard: int) -> Shard:
     }
     for key, view in views.items():
         shape = (len(pixels[key]), 3, view.height_px, view.width_px)
+        if len({image_chw.shape for image_chw in pixels[key]}) > 1:
+            pixels[key] = [view.of(image_chw.transpose(1, 2, 0)) for image_chw in pixels[key]]
         out[f"view:{key}"] = np.stack(pixels[key]) if pixels[key] else np.empty(shape, np.uint8)
         out[f"index:{key}"] = np.array(index[key], np.int32)
     return out

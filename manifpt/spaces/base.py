@@ -19,7 +19,9 @@ from PIL import Image
 
 from manifpt.errors import BadImage, ConfigError, RejectReason
 
-__all__ = ["Space", "SpaceSpec", "View"]
+__all__ = ["Space", "SpaceSpec", "View", "crop_box"]
+
+_WHOLE = 2  # times a view's bytes: what may travel to where it is resized
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +59,45 @@ class View:
         Raises:
             BadImage: too small, or not of the native size.
         """
+        if self._is_other(image_hwc):
+            image_hwc = _resized(image_hwc, self.height_px or 0, self.width_px or 0)
+        return np.ascontiguousarray(image_hwc.transpose(2, 0, 1))
+
+    def whole(self, image_hwc: np.ndarray) -> np.ndarray:
+        """As `of`, but an image that isn't much larger than the view stays as it is, to be resized later."""
+        if self._is_other(image_hwc) and image_hwc.size > _WHOLE * 3 * (self.height_px or 0) * (self.width_px or 0):
+            return self.of(image_hwc)
+        return np.ascontiguousarray(image_hwc.transpose(2, 0, 1))
+
+    def _is_other(self, image_hwc: np.ndarray) -> bool:
+        """Whether an image that this view takes must be resized."""
         height_px, width_px = image_hwc.shape[:2]
         if min(height_px, width_px) < self.min_px:
             raise BadImage(RejectReason.TOO_SMALL, f"{width_px} x {height_px} px; the least side is {self.min_px} px")
         assert self.height_px is not None and self.width_px is not None, "a native view is resolved first"
-        if (height_px, width_px) != (self.height_px, self.width_px):
-            if not self.resized:
-                detail = f"{width_px} x {height_px} px; the reference has {self.width_px} x {self.height_px} px"
-                raise BadImage(RejectReason.SIZE_MISMATCH, detail)
-            image_hwc = _resized(image_hwc, self.height_px, self.width_px)
-        return np.ascontiguousarray(image_hwc.transpose(2, 0, 1))
+        if (height_px, width_px) == (self.height_px, self.width_px):
+            return False
+        if not self.resized:
+            detail = f"{width_px} x {height_px} px; the reference has {self.width_px} x {self.height_px} px"
+            raise BadImage(RejectReason.SIZE_MISMATCH, detail)
+        return True
 
 
 def _resized(image_hwc: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
     """Scales so that the target is just covered, keeps the aspect ratio, crops the centre. One resampling, no rounding
     between scale and crop: the crop is given to Pillow as a box in source pixels."""
-    source_height, source_width = image_hwc.shape[:2]
+    box = crop_box(image_hwc.shape[0], image_hwc.shape[1], height_px, width_px)
+    image = Image.fromarray(image_hwc).resize((width_px, height_px), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(image)
+
+
+def crop_box(source_height: int, source_width: int, height_px: int, width_px: int) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the centre of a source that has the target's shape, in source pixels."""
     scale = min(source_height / height_px, source_width / width_px)
     box_height, box_width = height_px * scale, width_px * scale
     # Rounding may lead a hair outside, which Pillow refuses.
     top, left = max(0.0, (source_height - box_height) / 2), max(0.0, (source_width - box_width) / 2)
-    box = (left, top, left + box_width, top + box_height)
-    image = Image.fromarray(image_hwc).resize((width_px, height_px), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(image)
+    return left, top, min(source_width, left + box_width), min(source_height, top + box_height)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +194,10 @@ class Space(Protocol):
         ...
 
     def encode(self, views_bchw: np.ndarray) -> np.ndarray:
-        """uint8 [B, 3, H, W] -> codes [B, ...], uint8 or float32. May use the accelerator."""
+        """uint8 [B, 3, H, W] -> codes [B, ...], uint8 or float32. May use the accelerator.
+
+        A network takes images of another size than its view's too, all of one, and resizes them there.
+        """
         ...
 
     def embed(self, codes: np.ndarray) -> np.ndarray:

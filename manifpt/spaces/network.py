@@ -17,6 +17,7 @@ from torch import nn
 from manifpt.errors import ConfigError
 from manifpt.log import event
 from manifpt.spaces.base import SpaceSpec
+from manifpt.spaces.resize import resized
 from manifpt.spaces.weights import load_state
 
 __all__ = ["NetworkSpace", "build_network"]
@@ -58,7 +59,9 @@ class NetworkSpace:
         if self._network is None:  # projection actors never call this, and never load the weights
             self.load()
         torch.set_num_threads(self._threads)  # of this thread, which may not be the one that loaded
-        batch = self._batch(*views_bchw.shape[2:])
+        view = self.spec.view
+        assert view.height_px is not None and view.width_px is not None
+        batch = self._batch(view.height_px, view.width_px)
         with torch.no_grad():
             # Nothing waits for the device before all is queued: it copies and computes while the host prepares.
             features = [
@@ -107,11 +110,25 @@ class NetworkSpace:
             (batch, *views_bchw.shape[1:]), dtype=torch.uint8, pin_memory=self._device.type == "cuda"
         )
         images_bchw[: len(views_bchw)] = torch.from_numpy(np.ascontiguousarray(views_bchw))
-        moved = images_bchw.to(self._device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        moved = images_bchw.to(self._device, non_blocking=True)
+        view = self.spec.view
+        if moved.shape[2:] != (view.height_px, view.width_px):
+            moved = self._resized(moved)
+        moved = moved.contiguous(memory_format=torch.channels_last)
         normalized = (moved.float() - self._mean) / self._std
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16"):
             features = self._network(normalized)
         return features[: len(views_bchw)].float().flatten(1)
+
+    def _resized(self, images_bchw: torch.Tensor) -> torch.Tensor:
+        view = self.spec.view
+        assert view.height_px is not None and view.width_px is not None
+        found = resized(images_bchw, view.height_px, view.width_px)
+        if found is None:  # a Pillow of another kind; then Pillow itself
+            found = torch.from_numpy(
+                np.stack([view.of(image) for image in images_bchw.cpu().numpy().transpose(0, 2, 3, 1)])
+            )
+        return found.to(self._device)
 
     def embed(self, codes: np.ndarray) -> np.ndarray:
         """The code itself: float32 [B, D]."""
