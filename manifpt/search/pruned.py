@@ -177,7 +177,7 @@ class PrunedSearch:
         pair_g: torch.Tensor,
         near: int,
     ) -> None:
-        """Measures what looks nearest, k + 1 rows a query, for an upper bound of the k-th distance."""
+        """Measures what looks nearest, a few rows for each neighbour, for an upper bound of the k-th distance."""
         lower_sp = self._members(block, queries, product_bsg, pair_b, pair_g)
         lower_bn = lower_sp.T.reshape(-1, near * GROUP)
         place_sp = torch.arange(GROUP, device=pair_g.device)[:, None] * len(block.least_g) + pair_g
