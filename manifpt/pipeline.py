@@ -13,7 +13,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 # Before Ray is imported. A forensic machine calls nobody; and the C++ core warns at every actor of an argument in the
@@ -241,7 +240,7 @@ class _Encode:
         self._s3 = s3
         os.environ.update(s3)
         self._encoder = stages.Encoder(plan.spaces, threads, "cuda" if gpu else "cpu", plan.rows)
-        self._loaded = _soon(self._encoder.load)
+        self._loaded = _Tried(self._encoder.load)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return _step(batch, self._s3, self._work)
@@ -255,7 +254,7 @@ class _Project:
     def __init__(self, plan: Plan, s3: dict[str, str], threads: int, part: int) -> None:
         self._s3 = s3
         os.environ.update(s3)
-        self._projecting = _soon(lambda: Projecting(plan, threads, part))
+        self._projecting = _Tried(lambda: Projecting(plan, threads, part))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return _step(batch, self._s3, self._work)
@@ -264,9 +263,24 @@ class _Project:
         return self._projecting.result()(shard)
 
 
-def _soon(work: Callable[[], Any]) -> Future[Any]:
-    """Begins while the first shard is decoded. Not in __init__ itself, whose errors lose their type on the way."""
-    return ThreadPoolExecutor(1).submit(work)
+class _Tried:
+    """What an actor begins with, while the first shard is decoded elsewhere. An error waits for that shard: in an
+    actor's __init__ it would lose its type. In no thread of its own: the allocator and OpenMP serve the main one best
+    (ResNet50 loses a quarter of its speed in another, or where another has loaded it)."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._found: Any = None
+        self._error: Exception | None = None
+        try:
+            self._found = work()
+        except Exception as error:  # told with the first shard
+            self._error = error
+
+    def result(self) -> Any:
+        """What the work returned, or its error."""
+        if self._error is not None:
+            raise self._error
+        return self._found
 
 
 def _commit(batch: pa.Table, plan: Plan, s3: dict[str, str], output: str) -> pa.Table:

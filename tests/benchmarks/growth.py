@@ -47,7 +47,8 @@ def run(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
         results.append(result)
         say(
             f"growth {images:6} images, {count:6} references: {1e6 * result['running_s'] / images:7.0f} us an image,"
-            f" start-up {result['start_s']:.1f} s, peak MB "
+            f" in its quarters {', '.join(f'{us:.0f}' for us in result['quarters_us'])},"
+            f" joining Ray {result['start_s']:.1f} s, peak MB "
             + ", ".join(f"{role} {size / 1e6:.0f}" for role, size in sorted(result["peak_bytes"].items()))
         )
     seconds = {r["images"]: r["running_s"] for r in results if r["references"] == _REFERENCES[0]}
@@ -106,11 +107,15 @@ def one(folder: Path, images: int, references: int) -> dict[str, Any]:
         seconds = time.perf_counter() - begin
         peaks.finished()
     summary = json.loads((output / "summary.json").read_text())
+    times = np.sort([path.stat().st_mtime for path in (output / "commits").glob("*.json")])
+    cuts = np.linspace(0, len(times) - 1, 5).astype(int)
+    quarters = np.diff(times[cuts]) / np.maximum(1, np.diff(cuts)) / (images / len(times))
     return {
         "images": images,
         "references": references,
         "seconds": seconds,
         "running_s": summary["running_s"],
         "start_s": seconds - summary["running_s"],
+        "quarters_us": [round(1e6 * float(seconds), 1) for seconds in quarters],  # an image, from commit to commit
         "peak_bytes": dict(peaks.bytes),
     }
