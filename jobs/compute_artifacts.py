@@ -3,8 +3,9 @@
 import sys
 
 from manifpt.config import ArtifactsConfig, parse, run_command
+from manifpt.planning import describe_plan, plan_artifacts
 from manifpt.report.text import SAMPLE_PLAN, say_artifacts, say_plan
-from manifpt.runs import compute_artifacts, describe_plan, plan_artifacts, sample_config
+from manifpt.runs import compute_artifacts, sample_config
 
 
 def main() -> None:

@@ -240,7 +240,7 @@ class _Encode:
         self._s3 = s3
         os.environ.update(s3)
         self._encoder = stages.Encoder(plan.spaces, threads, "cuda" if gpu else "cpu", plan.rows)
-        self._loaded = _Tried(self._encoder.load)
+        self._loaded = _Begun(self._encoder.load)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return _step(batch, self._s3, self._work)
@@ -254,7 +254,7 @@ class _Project:
     def __init__(self, plan: Plan, s3: dict[str, str], threads: int, part: int) -> None:
         self._s3 = s3
         os.environ.update(s3)
-        self._projecting = _Tried(lambda: Projecting(plan, threads, part))
+        self._projecting = _Begun(lambda: Projecting(plan, threads, part))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return _step(batch, self._s3, self._work)
@@ -263,10 +263,9 @@ class _Project:
         return self._projecting.result()(shard)
 
 
-class _Tried:
+class _Begun:
     """What an actor begins with, while the first shard is decoded elsewhere. An error waits for that shard: in an
-    actor's __init__ it would lose its type. In no thread of its own: the allocator and OpenMP serve the main one best
-    (ResNet50 loses a quarter of its speed in another, or where another has loaded it)."""
+    actor's __init__ it would lose its type."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._found: Any = None

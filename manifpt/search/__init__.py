@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from manifpt.search.choose import SMALL, Choice, choose_search
-from manifpt.search.distinct import DistinctSearch, Search, distinct_rows
+from manifpt.search.choose import Choice, choose_search, is_small
+from manifpt.search.distinct import DistinctSearch, Search, without_copies
 from manifpt.search.flat import FlatSearch
 from manifpt.search.vectors import Found, Rows, Vectors
 
-__all__ = ["SMALL", "Choice", "Found", "Rows", "Search", "Vectors", "choose_search", "make_search"]
+__all__ = ["Choice", "Found", "Rows", "Search", "Vectors", "choose_search", "is_small", "make_search"]
 
 
 def make_search(
@@ -41,12 +41,9 @@ def make_search(
         ValueError: an embedding is no finite number.
     """
     vectors = Vectors(embeddings_of, count, dim)
-    same_as = distinct_rows(vectors.at if codes is None else codes.__getitem__, list(vectors.slices()))
-    rows = np.unique(same_as)
-    if len(rows) == count:
-        return _make(vectors, choice, compact, threads)
-    distinct = Vectors(lambda part: vectors.at(rows[part]), len(rows), dim)
-    return DistinctSearch(_make(distinct, choice, compact, threads), distinct, same_as)
+    vectors, same_as = without_copies(vectors, vectors.at if codes is None else codes.__getitem__)
+    search = _make(vectors, choice, compact, threads)
+    return search if same_as is None else DistinctSearch(search, vectors, same_as)
 
 
 def _make(vectors: Vectors, choice: Choice, compact: Callable[[np.ndarray], np.ndarray], threads: int) -> Search:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from manifpt.search.vectors import Vectors
+from manifpt.search.vectors import LARGE, Vectors
 
 __all__ = ["UNIT", "Axes", "Basis", "Mixing", "fit_basis", "norms", "sample_of", "torch_of"]
 
@@ -22,7 +22,6 @@ UNIT = 2.0**-24  # half the distance from 1 to the next float32
 _SUM_BLOCK = 256  # terms of one float32 sum; sums of sums keep the error bound near the square root's
 _NORM_BLOCK = 64
 _SAMPLE_BYTES = 512 << 20
-_LARGE = 2.0**60  # squares of such norms, and sums of a few of them, are float32 numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ class Basis:
             sketch_bm, error_b = _on_axes(self.rotated, centred_bw, norm_b, given_b)
         # Squares below the normal numbers, 2^-126, may be lost: of norms, of the codes' rounding, of distances.
         error_b = error_b + math.sqrt(len(self.mean_w) + self.dims) * 2.0**-60
-        is_fit_b = (norms(sketch_bm) < _LARGE) & error_b.isfinite()
+        is_fit_b = (norms(sketch_bm) < LARGE) & error_b.isfinite()
         return sketch_bm.masked_fill_(~is_fit_b[:, None], 0), error_b.masked_fill_(~is_fit_b, torch.inf)
 
 

@@ -7,7 +7,6 @@ The answer is the same whichever is chosen, so the choice is no part of a bundle
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from manifpt.search.distinct import distinct_rows
+from manifpt.search.distinct import without_copies
 from manifpt.search.flat import FlatSearch
-from manifpt.search.vectors import Rows, Vectors
+from manifpt.search.vectors import Vectors
 
-__all__ = ["SMALL", "Choice", "choose_search"]
+__all__ = ["Choice", "choose_search", "is_small"]
 
 FEW = 4_096  # rows, or
 SMALL = 1 << 22  # numbers in a reference, below which a flat search takes no time
@@ -53,6 +52,11 @@ class Choice:
         return Choice(**fields) if fields else Choice()
 
 
+def is_small(count: int, dim: int) -> bool:
+    """Whether a reference of so many rows is searched flat without being timed."""
+    return count < FEW or count * dim < SMALL
+
+
 def choose_search(sample: Vectors, count: int, compact: Callable[[np.ndarray], np.ndarray], threads: int) -> Choice:
     """Times every search with reference images as queries, each without itself.
 
@@ -62,12 +66,10 @@ def choose_search(sample: Vectors, count: int, compact: Callable[[np.ndarray], n
         compact: see `PrunedSearch`.
         threads: CPU threads.
     """
-    if count < FEW or count * sample.dim < SMALL:
+    if is_small(count, sample.dim):
         return Choice()
-    distinct = np.unique(distinct_rows(sample.at, list(sample.slices())))
     grown = count / sample.count  # before copies are left out, as every search leaves them out
-    if len(distinct) < sample.count:
-        sample = Vectors(functools.partial(_rows_of, sample, distinct), len(distinct), sample.dim)
+    sample, _ = without_copies(sample, sample.at)
     from manifpt.search.basis import fit_basis, sample_of, torch_of
     from manifpt.search.pruned import PrunedSearch  # torch costs seconds, and small references do without
 
@@ -85,10 +87,6 @@ def choose_search(sample: Vectors, count: int, compact: Callable[[np.ndarray], n
     estimated = {name: round(us, 2) for name, us in estimated.items()}
     best = min(estimated, key=lambda name: estimated[name])
     return Choice("flat", 0, estimated) if best == "flat" else Choice("pruned", int(best), estimated)
-
-
-def _rows_of(vectors: Vectors, rows: np.ndarray, part: Rows) -> np.ndarray:
-    return vectors.at(rows[part])
 
 
 def _us_a_query(call: Callable[[], Any], queries: int) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 
 from manifpt.search.vectors import Found, Rows, Vectors
 
-__all__ = ["DistinctSearch", "Search", "distinct_rows"]
+__all__ = ["DistinctSearch", "Search", "distinct_rows", "without_copies"]
 
 
 class Search(Protocol):
@@ -29,6 +29,15 @@ def distinct_rows(content_of: Callable[[Rows], np.ndarray], blocks: Sequence[sli
         for number, row in enumerate(np.ascontiguousarray(content_of(block)), block.start):
             same_as.append(first.setdefault(hashlib.blake2b(row, digest_size=16).digest(), number))
     return np.array(same_as, np.int64)
+
+
+def without_copies(vectors: Vectors, content_of: Callable[[Rows], np.ndarray]) -> tuple[Vectors, np.ndarray | None]:
+    """The distinct rows, and what `distinct_rows` says of all; the same vectors and None where all are distinct."""
+    same_as = distinct_rows(content_of, list(vectors.slices()))
+    rows = np.unique(same_as)
+    if len(rows) == vectors.count:
+        return vectors, None
+    return Vectors(lambda part: vectors.at(rows[part]), len(rows), vectors.dim), same_as
 
 
 class DistinctSearch:

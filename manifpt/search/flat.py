@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from manifpt.search.vectors import Found, Vectors, nearest_of_pairs
+from manifpt.search.vectors import LARGE, Found, Vectors, nearest_of_pairs
 
 __all__ = ["FlatSearch", "rounding"]
 
@@ -23,7 +23,6 @@ _MOST_EXCLUDED = 64  # beyond, the float64 search is cheaper than a long candida
 _CENTRED_BYTES = 1 << 30
 _GPU_BYTES = 4 << 30  # of a device that others use too
 _AGAIN = 256  # queries of one float64 search
-_LARGE = 2.0**60  # squares of such norms, and sums of a few of them, are float32 numbers
 
 
 class FlatSearch:
@@ -136,7 +135,7 @@ class FlatSearch:
         if c == self._vectors.count:
             return found, (np.isfinite(distance_bc) & (row_bc >= 0)).all(axis=1)
         # The sums of whatever could be as near must not have overflowed either.
-        proved_b &= 2 * norm_b + np.sqrt(last_b) < _LARGE
+        proved_b &= 2 * norm_b + np.sqrt(last_b) < LARGE
         return found, proved_b & np.array([len(rows) <= most for rows in excluded])
 
     def _in_float64(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray]) -> Found:

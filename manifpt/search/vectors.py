@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Found", "Rows", "Vectors", "nearest_of_pairs", "pairwise"]
+__all__ = ["LARGE", "Found", "Rows", "Vectors", "nearest_of_pairs", "pairwise"]
 
 Rows = np.ndarray | slice
 
@@ -19,6 +19,7 @@ _BLOCK_BYTES = 8 << 20  # larger ones come fresh from the system each time, whic
 _BLOCK_ROWS = 64
 _PAIR_BYTES = 16 << 20  # of gathered rows at a time: what caches like
 _FLOAT32 = np.finfo(np.float32)
+LARGE = 2.0**60  # squares of such norms, and sums of a few of them, are float32 numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +132,7 @@ def pairwise(query_bd: np.ndarray, pair_b: np.ndarray, near_md: np.ndarray, row_
     )
 
 
-def nearest_of_pairs(
-    vectors: Vectors,
-    query_bd: np.ndarray,
-    pair_b: np.ndarray,
-    row_p: np.ndarray,
-    k: int,
-    rough_p: np.ndarray | None = None,
-) -> Found:
+def nearest_of_pairs(vectors: Vectors, query_bd: np.ndarray, pair_b: np.ndarray, row_p: np.ndarray, k: int) -> Found:
     """The k nearest of each query among its candidates, proved.
 
     float32 differences leave a few contenders whose order rounding could have changed; float64 differences decide.
@@ -148,11 +142,8 @@ def nearest_of_pairs(
         query_bd: float32 [B, D].
         pair_b, row_p: int64 [P], candidates, each pair once; they must hold the k nearest.
         k: how many.
-        rough_p: float32 [P], what `pair_distances` said of them, if it was asked already.
     """
-    if rough_p is None:
-        rough_p = vectors.pair_distances(query_bd, pair_b, row_p)
-    lower_p, upper_p = vectors.bounds(rough_p)
+    lower_p, upper_p = vectors.bounds(vectors.pair_distances(query_bd, pair_b, row_p))
     kept = np.flatnonzero(lower_p <= kth_smallest(pair_b, upper_p, len(query_bd), k)[pair_b])
     pair_b, row_p = pair_b[kept], row_p[kept]
     squared_p = vectors.exact_pair_distances(query_bd, pair_b, row_p)

@@ -22,9 +22,10 @@ from manifpt.spaces.weights import load_state
 
 __all__ = ["NetworkSpace", "build_network"]
 
-# Pixels a forward pass. On CPUs the activations of a few images stay in the cache (ResNet50 at 224 px: 4 images run 1.5
-# times as fast as 32); a GPU wants to be filled. Fixed for a device, and filled up with zeros where images are fewer:
-# rounding differs between batch sizes, and an image's features must not depend on what it came with.
+# Pixels a forward pass. On CPUs the activations of a few images are blocks that the allocator keeps; those of many come
+# from the system each time (ResNet50 at 224 px: 4 images run 1.5 times as fast as 32). A GPU wants to be filled.
+# Fixed for a device, and filled up with zeros where images are fewer: rounding differs between batch sizes, and an
+# image's features must not depend on what it came with.
 _BATCH_PIXELS = {"cpu": 4 * 224 * 224, "cuda": 256 * 224 * 224}
 _MOST_IMAGES = {"cpu": 128, "cuda": 1_024}
 
@@ -52,6 +53,11 @@ class NetworkSpace:
         self.spec = spec
         self._threads, self._images = threads, images
         self._device = torch.device(device)
+        view = spec.view
+        assert view.height_px is not None and view.width_px is not None, "a network's view has a size"
+        self._size_px = view.height_px, view.width_px
+        pixels = _BATCH_PIXELS[self._device.type] // (view.height_px * view.width_px)
+        self._batch = max(1, min(_MOST_IMAGES[self._device.type], pixels))
         self._network: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def encode(self, views_bchw: np.ndarray) -> np.ndarray:
@@ -59,19 +65,11 @@ class NetworkSpace:
         if self._network is None:  # projection actors never call this, and never load the weights
             self.load()
         torch.set_num_threads(self._threads)  # of this thread, which may not be the one that loaded
-        view = self.spec.view
-        assert view.height_px is not None and view.width_px is not None
-        batch = self._batch(view.height_px, view.width_px)
+        starts = range(0, len(views_bchw), self._batch)
         with torch.no_grad():
             # Nothing waits for the device before all is queued: it copies and computes while the host prepares.
-            features = [
-                self._forward(views_bchw[start : start + batch], batch) for start in range(0, len(views_bchw), batch)
-            ]
+            features = [self._forward(views_bchw[start : start + self._batch]) for start in starts]
             return torch.cat(features).cpu().numpy()
-
-    def _batch(self, height_px: int, width_px: int) -> int:
-        kind = self._device.type
-        return max(1, min(_MOST_IMAGES[kind], _BATCH_PIXELS[kind] // (height_px * width_px)))
 
     def load(self) -> None:
         """Reads, verifies and folds the network."""
@@ -88,31 +86,25 @@ class NetworkSpace:
     def _compile(self, network: nn.Module) -> None:
         torch.set_num_threads(self._threads)
         options: dict[str, Any] = {"freezing": True, "compile_threads": 1}  # 1: in this process, none of its own
-        view = self.spec.view
-        assert view.height_px is not None and view.width_px is not None
         begin = time.monotonic()
         try:
             self._network = torch.compile(network, dynamic=False, options=options)
             with torch.no_grad():
-                self._forward(
-                    np.zeros((1, 3, view.height_px, view.width_px), np.uint8),
-                    self._batch(view.height_px, view.width_px),
-                )
+                self._forward(np.zeros((1, 3, *self._size_px), np.uint8))
         except Exception as error:  # no compiler, or one that can't: in as many ways as there are machines
             self._network = network
             event("not_compiled", space=self.spec.name, error=type(error).__name__, hint="slower, else the same")
             return
         event("compiled", space=self.spec.name, seconds=time.monotonic() - begin)
 
-    def _forward(self, views_bchw: np.ndarray, batch: int) -> torch.Tensor:
+    def _forward(self, views_bchw: np.ndarray) -> torch.Tensor:
         assert self._network is not None
         images_bchw = torch.zeros(
-            (batch, *views_bchw.shape[1:]), dtype=torch.uint8, pin_memory=self._device.type == "cuda"
+            (self._batch, *views_bchw.shape[1:]), dtype=torch.uint8, pin_memory=self._device.type == "cuda"
         )
         images_bchw[: len(views_bchw)] = torch.from_numpy(np.ascontiguousarray(views_bchw))
         moved = images_bchw.to(self._device, non_blocking=True)
-        view = self.spec.view
-        if moved.shape[2:] != (view.height_px, view.width_px):
+        if moved.shape[2:] != self._size_px:
             moved = self._resized(moved)
         moved = moved.contiguous(memory_format=torch.channels_last)
         normalized = (moved.float() - self._mean) / self._std
@@ -121,13 +113,10 @@ class NetworkSpace:
         return features[: len(views_bchw)].float().flatten(1)
 
     def _resized(self, images_bchw: torch.Tensor) -> torch.Tensor:
-        view = self.spec.view
-        assert view.height_px is not None and view.width_px is not None
-        found = resized(images_bchw, view.height_px, view.width_px)
+        found = resized(images_bchw, *self._size_px)
         if found is None:  # a Pillow of another kind; then Pillow itself
-            found = torch.from_numpy(
-                np.stack([view.of(image) for image in images_bchw.cpu().numpy().transpose(0, 2, 3, 1)])
-            )
+            images_bhwc = images_bchw.cpu().numpy().transpose(0, 2, 3, 1)
+            found = torch.from_numpy(np.stack([self.spec.view.of(image_hwc) for image_hwc in images_bhwc]))
         return found.to(self._device)
 
     def embed(self, codes: np.ndarray) -> np.ndarray:

@@ -27,6 +27,10 @@ class _PixelSpace:
         """The view itself: uint8 [B, 3, H, W]."""
         return views_bchw
 
+    def compact(self, embeddings_bd: np.ndarray) -> np.ndarray:
+        """The embedding itself."""
+        return embeddings_bd
+
 
 class RgbSpace(_PixelSpace):
     """phi(x) = x in [0, 1], all channels, no normalisation (paper section 3; cocoaaa/gm-fpts)."""
@@ -34,10 +38,6 @@ class RgbSpace(_PixelSpace):
     def embed(self, codes: np.ndarray) -> np.ndarray:
         """uint8 [B, 3, H, W] -> float32 [B, 3, H, W]."""
         return codes.astype(np.float32) / np.float32(255)
-
-    def compact(self, embeddings_bd: np.ndarray) -> np.ndarray:
-        """The embedding itself."""
-        return embeddings_bd
 
 
 class FrequencySpace(_PixelSpace):

@@ -12,6 +12,7 @@ from manifpt.decode import decode
 from manifpt.sample import SAMPLE_PATH
 from manifpt.spaces.base import View
 from tests.helpers.cluster import ROOT
+from tests.helpers.images import cifar_files, sample_files
 
 __all__ = ["SHARED", "faces", "files", "sample_views", "views"]
 
@@ -58,15 +59,10 @@ def faces(count: int) -> np.ndarray:
 def files(count: int) -> Iterator[tuple[str, bytes]]:
     """`(source/name, bytes)` of so many generated images; they repeat under other names where there are fewer."""
     folder = SHARED / "gm_cifar10"
-    images: list[tuple[str, bytes]] = []
+    images = list(sample_files("query"))
     if folder.exists():
-        for path in sorted(folder.glob("*.parquet")):
-            if not path.stem.startswith("real"):
-                rows = pq.read_table(path, columns=["image", "format"]).to_pylist()
-                images += [(f"{path.stem}/{n:05d}.{row['format'].lower()}", row["image"]) for n, row in enumerate(rows)]
-    else:
-        rows = [row for row in pq.read_table(SAMPLE_PATH).to_pylist() if row["split"] == "query"]
-        images = [(row["image"]["path"], row["image"]["bytes"]) for row in rows]
+        names = [path.stem for path in sorted(folder.glob("*.parquet")) if not path.stem.startswith("real")]
+        images = list(cifar_files(folder, dict.fromkeys(names, 1 << 30)))
     for number in range(count):
         name, data = images[number % len(images)]
         source, _, rest = name.rpartition("/")

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 from manifpt.config import ArtifactsConfig
 from manifpt.manifest import COLUMNS
 from manifpt.plan import publish_plan
-from manifpt.runs import plan_artifacts
+from manifpt.planning import plan_artifacts
 from manifpt.shards import committed_shards
-from tests.benchmarks.measure import peak_rss_bytes
 from tests.helpers.cluster import ROOT, job, must, ray_head
 from tests.helpers.images import sample_files, write_files
+from tests.helpers.memory import peak_rss_bytes
 
 __all__ = ["run"]
 

@@ -16,10 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from tests.benchmarks.data import SHARED, files, sample_views, views
-from tests.benchmarks.whole import first_rows, repeated_rows
 from tests.helpers.cluster import ROOT, job, must, ray_head
-from tests.helpers.images import write_files
-from tests.integration.test_memory import Peaks
+from tests.helpers.images import repeated, write_files
+from tests.helpers.memory import Peaks
 
 __all__ = ["run"]
 
@@ -35,9 +34,8 @@ def run(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """
     write_files(files(16_000), folder / "images")
     must(job("index_images", "--input", folder / "images", "--output", folder / "few.parquet"))
-    repeated_rows(folder / "few.parquet", max(_IMAGES), folder / f"{max(_IMAGES)}.parquet")
     for images in _IMAGES:
-        first_rows(folder / f"{max(_IMAGES)}.parquet", images, folder / f"{images}.parquet")
+        repeated(folder / "few.parquet", images, folder / f"{images}.parquet")
     cases = [(images, _REFERENCES[0]) for images in _IMAGES] + [(4_000, count) for count in _REFERENCES[1:]]
     for count in _REFERENCES:
         reference(folder, count)

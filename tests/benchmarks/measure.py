@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import torch
 
-__all__ = ["hardware", "median", "paired", "peak_rss_bytes"]
+__all__ = ["hardware", "median", "paired"]
 
 
 def paired(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -32,12 +32,6 @@ def paired(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
 def median(seconds: list[float]) -> float:
     """Of the rounds."""
     return float(np.median(seconds))
-
-
-def peak_rss_bytes(pid: int) -> int:
-    """As the kernel keeps it."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
 
 
 def hardware(threads: int) -> dict[str, Any]:

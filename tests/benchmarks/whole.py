@@ -15,22 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from manifpt import stages
 from manifpt.config import ArtifactsConfig
 from manifpt.plan import Plan
+from manifpt.planning import plan_artifacts
 from manifpt.projecting import Projecting
-from manifpt.runs import plan_artifacts
 from tests.benchmarks.data import SHARED, files
 from tests.benchmarks.embed import random_resnet50
 from tests.benchmarks.measure import median, paired
 from tests.helpers.cluster import ROOT, job, must
-from tests.helpers.images import sample_files, write_files
+from tests.helpers.images import repeated, sample_files, write_files
 
-__all__ = ["first_rows", "repeated_rows", "run"]
+__all__ = ["run"]
 
 OWN = "resnet50"
 
@@ -57,13 +55,13 @@ class Inputs:
         ]  # fmt: skip
 
 
-def prepare(folder: Path, counts: list[int], network_references: int) -> Inputs:
-    """Writes images and builds the references; nothing here is timed."""
+def prepare(folder: Path, images: int, counts: list[int], network_references: int) -> Inputs:
+    """Writes images, manifests of so many rows over them, and the references; nothing here is timed."""
     inputs = Inputs(folder)
-    write_files(files(max(counts)), inputs.images)
-    must(job("index_images", "--input", inputs.images, "--output", inputs.manifest(max(counts))))
+    write_files(files(images), inputs.images)
+    must(job("index_images", "--input", inputs.images, "--output", folder / "all.parquet"))
     for count in counts:
-        first_rows(inputs.manifest(max(counts)), count, inputs.manifest(count))
+        repeated(folder / "all.parquet", count, inputs.manifest(count))
     spec = random_resnet50(folder / "resnet50.safetensors")
     own = {OWN: {"architecture": spec.architecture, "weights": str(spec.weights), "size_px": 224}}
     inputs.config.write_text(yaml.safe_dump({"own_spaces": own}))
@@ -74,7 +72,7 @@ def prepare(folder: Path, counts: list[int], network_references: int) -> Inputs:
         write_files(sample_files("reference", {"real": 1 << 30}), source)
     reals = folder / "reals.parquet"
     must(job("index_images", "--input", source, "--source", "real", "--output", reals))
-    first_rows(reals, network_references, folder / "some-reals.parquet")
+    repeated(reals, network_references, folder / "some-reals.parquet")
     must(job("build_reference", "--manifest", reals, "--spaces", "rgb", "--output", inputs.reference["rgb"],
              timeout_s=900))  # fmt: skip
     must(job("build_reference", "--manifest", folder / "some-reals.parquet", "--spaces", OWN, "--config", inputs.config,
@@ -90,30 +88,13 @@ def prepare(folder: Path, counts: list[int], network_references: int) -> Inputs:
     return inputs
 
 
-def first_rows(manifest: Path, count: int, output: Path) -> None:
-    """A manifest of the first rows of another."""
-    if manifest != output:
-        pq.write_table(pq.read_table(manifest).slice(0, count), output, row_group_size=16_384)
-
-
-def repeated_rows(manifest: Path, count: int, output: Path) -> None:
-    """A manifest of so many rows over fewer files."""
-    table = pq.read_table(manifest)
-    parts = []
-    for number in range(-(-count // len(table))):
-        ids = pa.array([f"{number:03d}/{image_id}" for image_id in table["image_id"].to_pylist()])
-        parts.append(table.set_column(0, table.schema.field(0), ids))
-    pq.write_table(pa.concat_tables(parts).slice(0, count), output, row_group_size=16_384)
-
-
 def run(
     rounds: int, threads: int, folder: Path, images: int, paired_images: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """`job_of_ceiling` and `job_vs_script_*` from one long job each, from command to end, against the script's rate
     without its start-up; `*_short` from paired rounds of both on fewer images."""
     long_rgb = 5 * images
-    inputs = prepare(folder, [images, paired_images], 2_000)
-    repeated_rows(inputs.manifest(images), long_rgb, inputs.manifest(long_rgb))
+    inputs = prepare(folder, images, [images, paired_images, long_rgb], 2_000)
     results: dict[str, Any] = {}
     ratios: dict[str, float] = {}
     for space, name, short, long in (("rgb", "rgb", images, long_rgb), (OWN, "supervised", paired_images, images)):

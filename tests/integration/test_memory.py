@@ -6,46 +6,15 @@ takes for its second shard and its first commit is no growth with the images.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections import defaultdict
 from pathlib import Path
 
-import psutil
-
-from tests.helpers.cluster import ROOT, job, must, ray_head, workers_of
+from tests.helpers.cluster import ROOT, job, must, ray_head
 from tests.helpers.images import repeated, sample_files, write_files
-
-
-class Peaks:
-    """Peak resident memory in bytes by role, as the kernel keeps it (`VmHWM`): short peaks count too."""
-
-    def __init__(self, driver: subprocess.Popen[bytes], env: dict[str, str]) -> None:
-        self.bytes: dict[str, int] = defaultdict(int)
-        self._driver, self._env = psutil.Process(driver.pid), env
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-
-    def _sample(self) -> None:
-        while self._driver.is_running() and self._driver.status() != psutil.STATUS_ZOMBIE:
-            self._note("driver", self._driver.pid)
-            for worker in workers_of(self._env, ("ray::",)):
-                with contextlib.suppress(psutil.Error):
-                    self._note("projecting actor" if "_Project" in worker.cmdline()[0] else "other worker", worker.pid)
-            time.sleep(0.1)
-
-    def _note(self, role: str, pid: int) -> None:
-        with contextlib.suppress(OSError, StopIteration):  # it has just ended
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))
-            self.bytes[role] = max(self.bytes[role], 1024 * int(kilobytes))
-
-    def finished(self) -> None:
-        self._thread.join()
+from tests.helpers.memory import Peaks
 
 
 def test_peak_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
