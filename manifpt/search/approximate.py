@@ -16,6 +16,7 @@ __all__ = ["ApproximateSearch"]
 _TRAINED_ROWS = 64  # a list
 _CANDIDATES = 16  # beyond k
 _SHARE_OF_LISTS = 16  # one list in so many is looked into
+_LEAST_LISTS = 8  # but so many at least
 
 
 class ApproximateSearch:
@@ -33,7 +34,7 @@ class ApproximateSearch:
         self._index.train(np.ascontiguousarray(vectors.at(slice(0, vectors.count, step))))
         for block in vectors.slices():
             self._index.add(np.ascontiguousarray(vectors.at(block)))
-        self._index.nprobe = max(1, lists // _SHARE_OF_LISTS)
+        self._index.nprobe = max(_LEAST_LISTS, lists // _SHARE_OF_LISTS)
 
     def search(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None) -> Found:
         """See `manifpt.search.Search`."""
