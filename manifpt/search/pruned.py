@@ -20,7 +20,7 @@ import torch
 
 from manifpt.search.basis import Axes, Basis, torch_of
 from manifpt.search.flat import FlatSearch
-from manifpt.search.screen import GROUP, Coded, coded, integer_product, products
+from manifpt.search.screen import GROUP, Coded, code_type, coded, products
 from manifpt.search.vectors import Found, Vectors, nearest_of_pairs, pairwise
 
 __all__ = ["PrunedSearch"]
@@ -41,7 +41,7 @@ class _Block:
 
     Attributes:
         row_n: int64 [S * G], of the reference; -1 for padding.
-        code_nm: int8 [S * G, M].
+        code_nm: int8 or float32 [S * G, M].
         step_g: float32 [G].
         square_sg, error_sg: float32 [S, G], see `Coded`; the square of padding is infinite.
         least_g, error_g: float32 [G], least square and largest error of each group.
@@ -78,21 +78,22 @@ class PrunedSearch:
         """
         self._vectors, self._compact, self._threads, self._device = vectors, compact, threads, device
         self._basis = basis.to(device)
-        self._is_integer = integer_product(device)
         self._flat: FlatSearch | None = None
         self._queries = _QUERIES[device]
         torch.set_num_threads(threads)
+        self._code_type = code_type(device)
         sketches, errors, self._blocks = [], [], []
         for start in range(0, vectors.count, _BLOCK_ROWS):
             rows = slice(start, min(start + _BLOCK_ROWS, vectors.count))
             sketch_nm, error_n = self._sketches(rows)
-            self._blocks.append(_block(rows.start, sketch_nm, error_n))
+            self._blocks.append(_block(rows.start, sketch_nm, error_n, self._code_type))
             if isinstance(basis.rotated, Axes):  # else the vectors themselves are as near
                 sketches.append(sketch_nm.cpu().numpy())
                 errors.append(error_n.cpu().numpy())
         self._sketch_nm = np.concatenate(sketches) if sketches else None
         self._sketch_error_n = np.concatenate(errors) if errors else np.empty(0, np.float64)
-        self._product_bn = torch.empty((self._queries, len(self._blocks[0].row_n)), dtype=torch.int32, device=device)
+        product_type = torch.int32 if self._code_type == torch.int8 else torch.float32
+        self._product_bn = torch.empty((self._queries, len(self._blocks[0].row_n)), dtype=product_type, device=device)
 
     def _sketches(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         parts = [self._sketch(self._vectors.at(part)) for part in self._vectors.slices(rows)]
@@ -131,7 +132,7 @@ class PrunedSearch:
     def _some(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None) -> tuple[Found, np.ndarray]:
         """The answer, and which queries the bounds don't help."""
         sketch_bm, error_b = self._sketch(query_bd)
-        code = coded(sketch_bm, error_b, sketch_bm.abs().amax(1))
+        code = coded(sketch_bm, error_b, sketch_bm.abs().amax(1), self._code_type)
         queries = _Queries(query_bd, sketch_bm, error_b, code, k, _Excluded(excluded, self._vectors.count))
         pairs = [self._survivors(block, queries) for block in self._blocks]
         pair_b, row_p = (np.concatenate(part) for part in zip(*pairs, strict=True))
@@ -140,7 +141,7 @@ class PrunedSearch:
 
     def _survivors(self, block: _Block, queries: _Queries) -> tuple[np.ndarray, np.ndarray]:
         """Pairs (query, row) of a block that the codes don't rule out."""
-        product_bn = products(queries.code.code_rm, block.code_nm, self._is_integer, self._product_bn)
+        product_bn = products(queries.code.code_rm, block.code_nm, self._product_bn)
         product_bsg = product_bn.unflatten(1, (GROUP, -1))
         every_b = torch.arange(len(product_bn), device=product_bn.device)[:, None]
         lower_bg = _lower(queries.code, every_b, block.step_g, block.least_g, block.error_g, product_bsg.amax(1))
@@ -267,7 +268,7 @@ def _lower(
     return (1 - 1e-6) * apart - (1 + 1e-6) * (code.error_r[b] + error)
 
 
-def _block(start: int, sketch_nm: torch.Tensor, error_n: torch.Tensor) -> _Block:
+def _block(start: int, sketch_nm: torch.Tensor, error_n: torch.Tensor, dtype: torch.dtype) -> _Block:
     """Puts rows into groups of like norm, so that one step fits them all, and the least norm says much of each."""
     order = sketch_nm.square().sum(1).argsort(stable=True)
     groups = -(-len(order) // GROUP)
@@ -277,7 +278,8 @@ def _block(start: int, sketch_nm: torch.Tensor, error_n: torch.Tensor) -> _Block
     largest_n = sketch_nm.abs().amax(1)
     largest_g = largest_n[order_gs].amax(1)
     place_sg = order_gs.T.contiguous()
-    code = coded(sketch_nm[place_sg.reshape(-1)], error_n[place_sg.reshape(-1)], largest_g.repeat(GROUP))
+    place_n = place_sg.reshape(-1)
+    code = coded(sketch_nm[place_n], error_n[place_n], largest_g.repeat(GROUP), dtype)
     square_sg = code.square_r.reshape(GROUP, groups).masked_fill(is_padding_sg, torch.inf)
     error_sg = code.error_r.reshape(GROUP, groups).masked_fill(is_padding_sg, 0)
     row_n = torch.where(is_padding_sg, -1, place_sg + start).reshape(-1).cpu().numpy()

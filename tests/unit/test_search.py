@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -15,8 +16,9 @@ from manifpt.search.basis import Basis, Mixing, fit_basis, torch_of
 from manifpt.search.distinct import DistinctSearch, distinct_rows
 from manifpt.search.flat import FlatSearch
 from manifpt.search.pruned import PrunedSearch, _lower
-from manifpt.search.screen import GROUP, coded, integer_product, products
+from manifpt.search.screen import GROUP, code_type, coded, is_exact_in_bytes, products
 
+BYTES_MULTIPLY = is_exact_in_bytes("cpu")
 KINDS = ("noise", "planes", "levels", "near", "equal", "copies", "outliers")
 SHAPES = ((1.0, 0.0), (1.0, 1e4), (1e-3, 10.0), (1e-19, 0.0), (1e-22, 0.0), (1e-43, 1.0), (3e18, 0.0))  # scale, offset
 
@@ -77,12 +79,12 @@ def check(found: Found, query_bd: np.ndarray, reference_nd: np.ndarray, k: int, 
     part=st.sampled_from([0.1, 0.5, 0.99, 1.0]),
     block_rows=st.sampled_from([32, 96, 32_768]),
     is_held=st.booleans(),
-    is_integer=st.booleans(),
+    in_bytes=st.booleans() if BYTES_MULTIPLY else st.just(False),
     left_out=st.sampled_from(["none", "some", "nearest", "all"]),
 )
 def test_every_search_finds_the_nearest(
     seed: int, kind: str, count: int, dim: int, k: int, shape: tuple[float, float], part: float, block_rows: int,
-    is_held: bool, is_integer: bool, left_out: str,
+    is_held: bool, in_bytes: bool, left_out: str,
 ) -> None:  # fmt: skip
     """A bound that isn't one, a lost block, a tie told wrongly, or squares that under- or overflow change an answer."""
     rng = np.random.default_rng(seed)
@@ -99,8 +101,7 @@ def test_every_search_finds_the_nearest(
         patch.setattr("manifpt.search.vectors._HELD_BYTES", 1 << 30 if is_held else 0)
         patch.setattr("manifpt.search.vectors._BLOCK_BYTES", 4 * dim * 80)
         patch.setattr("manifpt.search.pruned._BLOCK_ROWS", block_rows)
-        if not is_integer:
-            patch.setattr("manifpt.search.pruned.integer_product", lambda device: False)
+        patch.setattr("manifpt.search.pruned.code_type", lambda device: torch.int8 if in_bytes else torch.float32)
         vectors = vectors_of(reference_nd)
         for make in (FlatSearch, lambda inner: pruned(inner, dims)):
             for search in (make(vectors), distinct(reference_nd, make)):
@@ -141,7 +142,7 @@ def test_bounds_are_below_the_distances(
     basis, block = search._basis, search._blocks[0]
     sketch_bm, error_b = basis.sketch(torch_of(query_bd))
     assert (np.linalg.norm(sketch_bm.numpy() - exact_sketch(basis, query_bd), axis=1) <= error_b.numpy()).all()
-    code = coded(sketch_bm, error_b, sketch_bm.abs().amax(1))
+    code = coded(sketch_bm, error_b, sketch_bm.abs().amax(1), search._code_type)
     b = torch.arange(len(query_bd))
     product_bsg = (code.code_rm.long() @ block.code_nm.long().T).unflatten(1, (GROUP, -1)).int()
     distance_bn = np.linalg.norm(query_bd[:, None].astype(np.float64) - reference_nd, axis=-1)
@@ -163,17 +164,32 @@ def test_a_query_in_the_centre_has_a_sketch_with_an_error() -> None:
     assert 0 < np.linalg.norm(sketch_bm.numpy() - exact_sketch(basis, centre_1w)) <= float(error_b)
 
 
-@pytest.mark.parametrize("is_integer", [True, False])
-def test_products_have_no_error_at_any_length(is_integer: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float32])
+def test_products_have_no_error_but_that_of_adding_pieces(dtype: torch.dtype) -> None:
     """Long codes of the largest bytes are more than a float32 sum holds; a last block is smaller than the buffer."""
-    is_integer &= integer_product("cpu")  # not every processor can
+    if dtype == torch.int8 and not BYTES_MULTIPLY:
+        pytest.skip("not without error on this processor")
     rng = np.random.default_rng(0)
-    out_bn = torch.full((64, 96), 7, dtype=torch.int32)
-    for rows, columns, width in [(1, 32, 64), (33, 64, 8_192), (64, 96, 1_088)]:
+    out_bn = torch.full((64, 96), 7, dtype=torch.int32 if dtype == torch.int8 else dtype)
+    for rows, columns, width in [(1, 32, 64), (33, 64, 8_192), (64, 96, 1_024), (64, 96, 1_088)]:
         a_bm = torch.from_numpy(rng.choice(np.array([-127, 126, 127], np.int8), (rows, width)))
         b_nm = torch.from_numpy(rng.choice(np.array([-127, 127], np.int8), (columns, width)))
         b_nm[0] = a_bm[0].sign() * 127  # the largest sum
-        assert (products(a_bm, b_nm, is_integer, out_bn) == a_bm.long() @ b_nm.long().T).all()
+        error_bn = (products(a_bm.to(dtype), b_nm.to(dtype), out_bn).long() - a_bm.long() @ b_nm.long().T).abs()
+        pieces = 0 if dtype == torch.int8 else -(-width // 1_024) - 1
+        assert (error_bn <= pieces * 2.0**-24 * 127**2 * width).all()
+
+
+def test_slow_bytes_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor may multiply bytes without error, and in a plain loop."""
+    product = torch._int_mm
+
+    def slow(*args: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.05)
+        return product(*args)
+
+    monkeypatch.setattr(torch, "_int_mm", slow)
+    assert code_type("cpu") == torch.float32
 
 
 @pytest.mark.parametrize("dims", [16, 130])
