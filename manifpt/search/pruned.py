@@ -263,8 +263,8 @@ def _lower(
 ) -> torch.Tensor:
     """float32 bounds of the distances between queries b and what has these steps, squares, errors and products."""
     sum_ = code.square_r[b] + square
-    # 2^-19 of the sum is more than the squares' own errors (2^-21), those of products added in eight pieces (7 * 2^-24),
-    # and the rounding of these few operations.
+    # 2^-19 of the sum is more than the errors of the squares (2^-21), of adding eight pieces of a product (7 * 2^-24),
+    # and of these few operations together.
     apart = ((1 - 2.0**-19) * sum_ - (2 * code.step_r[b] * step) * product).clamp_(min=0).sqrt_()
     return (1 - 1e-6) * apart - (1 + 1e-6) * (code.error_r[b] + error)
 
