@@ -79,6 +79,21 @@ class ArtifactsConfig:
     projection: Literal["exact", "flat", "approximate"] = "exact"
     """exact: by the fastest proved search. flat: the same, looking at every reference image. approximate: FAISS IVF,
     whose recall is measured and reported."""
+    estimate: Literal["nearest", "mean", "hull", "soft", "denoiser", "none", "random", "blur"] = "nearest"
+    """What the projection x* is. nearest: the nearest real (the paper's). mean, hull: of the --neighbors nearest
+    reals, their mean or the nearest point of their affine hull. soft: by a Gaussian model of the reals, with --sigma.
+    denoiser: by a network trained on the reals, --denoiser. Controls: none (x* = 0), blur (--sigma, px), random (any
+    real)."""
+    neighbors: int = 16
+    """Of mean and hull: k, 1 to 64."""
+    ridge: float = 0.1
+    """Of hull: its regularisation, times the mean squared distance of the neighbours."""
+    sigma: float | None = None
+    """Of soft, in the space's units (default 0.01); of blur, in px (default 1)."""
+    denoiser: str | None = None
+    """Of denoiser: the folder that jobs/train_denoiser.py made."""
+    residual_first: bool = False
+    """In frequency spaces: project among pixels, then transform the residual: phi(x - x*)."""
     reference_shards: int = 1
     """Parts in which the reference is held, each by actors of its own, where one actor's memory is too small."""
     dtype: Literal["float16", "float32"] = "float16"
@@ -145,7 +160,7 @@ def _fits(value: Any, annotation: str) -> bool:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     if annotation.startswith("Literal"):
         return isinstance(value, str) and f'"{value}"' in annotation
-    kinds: dict[str, type] = {"str": str, "int": int, "bool": bool}
+    kinds: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
     allowed = [kinds[name.strip()] for name in annotation.split("|") if name.strip() in kinds]
     return type(value) in allowed or (value is None and "None" in annotation)
 

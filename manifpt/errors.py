@@ -43,6 +43,7 @@ class RejectReason(str, Enum):
     SIZE_MISMATCH = "size_mismatch"  # a native-resolution space, and not the size of its reference
     UNSUPPORTED = "unsupported"  # a pixel format without a written rule
     NOT_FINITE = "not_finite"  # its embedding overflows
+    IN_REFERENCE = "in_reference"  # a real image that the projection was trained on and can't leave out
 
 
 class BadImage(Exception):

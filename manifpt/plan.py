@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from manifpt.errors import ConfigError, PlanMismatch
+from manifpt.estimates.spec import Estimate
 from manifpt.spaces import SpaceSpec
 from manifpt.storage import join, store_of
 
@@ -32,6 +33,7 @@ _FIELDS = {
     "inline": "what is stored inline (--store)",
     "decoder": "the decoder",
     "projection": "exact or approximate projection (--projection)",
+    "estimate": "the estimate of the projection (--estimate and its parameters)",
 }
 
 
@@ -54,6 +56,7 @@ class Plan:
         manifest_etag: of the manifest now, so that a worker sees when it was replaced.
         reference_shards: parts that the reference is held in, each by actors of its own.
         projection: `exact`, `flat` (as exact, by looking at everything) or `approximate`.
+        estimate: what x* is.
     """
 
     task: str
@@ -70,6 +73,7 @@ class Plan:
     manifest_etag: str = ""
     projection: str = "exact"
     reference_shards: int = 1
+    estimate: Estimate = field(default_factory=Estimate)
 
     @property
     def shards(self) -> int:
@@ -92,6 +96,7 @@ class Plan:
             "inline": list(self.inline),
             "decoder": self.decoder,
             **({"projection": "approximate"} if self.projection == "approximate" else {}),
+            **({"estimate": self.estimate.identity()} if self.estimate.identity() != Estimate().identity() else {}),
         }
 
     @property

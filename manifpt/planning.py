@@ -12,6 +12,7 @@ from manifpt.artifacts import INLINE_LIMIT_BYTES
 from manifpt.config import ArtifactsConfig, ReferenceConfig
 from manifpt.decode import DECODER, decode, decoder_versions
 from manifpt.errors import BadImage, ConfigError
+from manifpt.estimates.spec import Estimate
 from manifpt.fetch import fetch
 from manifpt.log import event
 from manifpt.manifest import Manifest
@@ -69,12 +70,14 @@ def plan_artifacts(config: ArtifactsConfig) -> tuple[Plan, str]:
             "--reference-shards is for exact projection; an approximate index is small enough for one actor."
         )
     specs = [_of_bundle(name, bundle, config) for name in dict.fromkeys(config.spaces or bundle.spaces)]
+    estimate = _estimate(config)
     inline = {"inline": True, "lazy": False, "auto": None}[config.store]
     item_bytes = np.dtype(config.dtype).itemsize
     stored = tuple(
         spec.name
         for spec in specs
         if (inline if inline is not None else bundle.dims[spec.name] * item_bytes <= INLINE_LIMIT_BYTES)
+        or not estimate.is_sample  # only from a neighbour can an artifact be made again
     )
     plan = Plan(
         task="artifacts",
@@ -91,8 +94,41 @@ def plan_artifacts(config: ArtifactsConfig) -> tuple[Plan, str]:
         manifest_etag=manifest.etag,
         projection=config.projection,
         reference_shards=config.reference_shards,
+        estimate=estimate,
     )
     return plan, normalize(config.output)
+
+
+_SIGMAS = {"soft": 0.01, "blur": 1.0}
+
+
+def _estimate(config: ArtifactsConfig) -> Estimate:
+    """The estimate that flags ask for; one that they don't fit is refused."""
+    name, sigma = config.estimate, config.sigma
+    if sigma is not None and name not in _SIGMAS:
+        raise ConfigError(f"--sigma is for {' and '.join(_SIGMAS)}, not for --estimate {name}.")
+    if config.denoiser is not None and name != "denoiser":
+        raise ConfigError("--denoiser needs --estimate denoiser.")
+    if name == "denoiser" and config.denoiser is None:
+        raise ConfigError("--estimate denoiser needs --denoiser, the folder that jobs/train_denoiser.py made.")
+    if name != "nearest" and (config.projection == "approximate" or config.reference_shards > 1):
+        raise ConfigError(f"--projection approximate and --reference-shards are for --estimate nearest, not {name}.")
+    if name not in ("nearest", "random") and config.store == "lazy":
+        raise ConfigError(f"--store lazy keeps a neighbour to make the artifact from; --estimate {name} has none.")
+    weights, digest = normalize(config.denoiser) if config.denoiser else "", ""
+    if weights:
+        from manifpt.estimates.denoiser import denoiser_digest  # torch costs seconds
+
+        digest = denoiser_digest(weights)
+    return Estimate(
+        name=name,
+        neighbors=config.neighbors,
+        ridge=config.ridge,
+        sigma=_SIGMAS.get(name, 0.0) if sigma is None else sigma,
+        weights=weights,
+        weights_sha256=digest,
+        residual_first=config.residual_first,
+    )
 
 
 def _of_bundle(name: str, bundle: Bundle, config: ArtifactsConfig) -> SpaceSpec:

@@ -6,23 +6,23 @@ Legend: B images of a shard, D dimensions.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
 from manifpt.errors import BadImage, ConfigError, RejectReason
+from manifpt.estimates import make_projector
+from manifpt.estimates.residual import artifacts_of, projected_in
 from manifpt.manifest import REAL
 from manifpt.plan import Plan
 from manifpt.projection import Projection, nearer_of, projection_of
-from manifpt.reference import Codes, Reference, open_bundle
+from manifpt.reference import Bundle, Codes, Reference, open_bundle
 from manifpt.search import Choice, Found
+from manifpt.spaces import SpaceSpec
 from manifpt.stages import Shard, rejected_table, rejection
 
 __all__ = ["Projecting"]
-
-# An image whose nearest is less than half as far as its second nearest is a re-encoded or retouched copy of it: the
-# ratio is near one for independent images. It is marked, not kept out, since only a person can tell which it is.
-_NEAR_COPY = 0.5
 
 _CHECKED = 64  # images a shard whose approximate neighbour is compared with the exact one
 
@@ -42,17 +42,21 @@ class Projecting:
                 f"The reference {plan.reference_uri} was built again while the job ran; start the job anew."
             )
         self._plan, self._is_last = plan, share == plan.reference_shards - 1
+        self._specs = {spec.name: spec for spec in plan.spaces}
         shares = plan.reference_shards
         codes = {key: Codes(bundle, key, share, shares) for key in {spec.code_key for spec in plan.spaces}}
-        choices = {name: _choice(plan.projection, choice) for name, choice in bundle.searches.items()}
-        self.references = {
-            spec.name: Reference(codes[spec.code_key], spec, threads, choices[spec.name]) for spec in plan.spaces
-        }
-        self._exact = {}
-        for name, reference in self.references.items():
-            _ = reference.projector  # built here, so that the first shard's time is its own
+        self.references, self._projectors, self._exact = {}, {}, {}
+        for spec in plan.spaces:
+            sought_in = projected_in(spec, plan.estimate)
+            measured = _measured(bundle, sought_in)
+            reference = Reference(codes[spec.code_key], sought_in, threads, _choice(plan.projection, measured))
+            self.references[spec.name] = reference
+            if shares == 1:
+                self._projectors[spec.name] = make_projector(plan.estimate, reference)
+            else:
+                _ = reference.projector  # built here, so that the first shard's time is its own
             if plan.projection == "approximate":
-                self._exact[name] = reference.projector_by(bundle.searches[name])
+                self._exact[spec.name] = reference.projector_by(measured)
 
     def __call__(self, shard: Shard) -> Shard:
         begin = time.perf_counter()
@@ -68,8 +72,14 @@ class Projecting:
             not_finite, rows = rows.filter(pa.array(~finite_b)), rows.filter(pa.array(finite_b))
             embeddings_bd = embeddings_bd[finite_b]
             excluded, twin = _left_out(reference.codes, rows)
+            if self._plan.estimate.name == "denoiser":  # it has learned its reference, and can't forget one image
+                free_b = np.array([not len(of_query) for of_query in excluded], bool)
+                rejected.append(_in_reference(rows.filter(pa.array(~free_b)), name))
+                rows, embeddings_bd = rows.filter(pa.array(free_b)), embeddings_bd[free_b]
+                excluded = [empty for empty in excluded if not len(empty)]
+                twin = [of_query for of_query, is_free in zip(twin, free_b, strict=True) if is_free]
             if self._plan.reference_shards == 1:
-                found = reference.projector.project(embeddings_bd, excluded)
+                found = self._projectors[name].project(embeddings_bd, excluded)
             else:
                 best = _nearest_so_far(reference, embeddings_bd, excluded, shard, name)
                 if not self._is_last:
@@ -83,7 +93,8 @@ class Projecting:
             out[f"rows:{name}"] = _with_neighbors(rows, found, twin, reference.codes.image_ids)
             out[f"shape:{name}"] = np.array(reference.shape)
             if name in self._plan.inline:
-                out[f"artifact:{name}"] = _stored(found.artifact_bd, self._plan.dtype, name)
+                artifact_bd = artifacts_of(found.artifact_bd, self._specs[name], self._plan.estimate)
+                out[f"artifact:{name}"] = _stored(artifact_bd, self._plan.dtype, name)
         out["rejected"] = pa.concat_tables(rejected)
         spent_s = float(shard.get("seconds:project", 0))
         out["seconds:project"] = np.array(spent_s + time.perf_counter() - begin)
@@ -100,6 +111,19 @@ class Projecting:
 
 def _choice(projection: str, measured: Choice) -> Choice:
     return measured if projection == "exact" else Choice(projection)
+
+
+def _measured(bundle: Bundle, spec: SpaceSpec) -> Choice:
+    """The search that the bundle found fastest in a space, under whatever name; flat where it has none."""
+    for name, known in bundle.spaces.items():
+        if replace(known, name=spec.name, weights=spec.weights) == spec:
+            return bundle.searches[name]
+    return Choice()
+
+
+def _in_reference(rows: pa.Table, space: str) -> pa.Table:
+    bad = BadImage(RejectReason.IN_REFERENCE, "the denoiser was trained on this very image")
+    return rejected_table(rejection(row, space, bad) for row in rows.to_pylist())
 
 
 def _not_finite(rows: pa.Table, space: str) -> pa.Table:
@@ -161,10 +185,11 @@ def _found_in(shard: Shard, name: str) -> Found:
 
 def _with_neighbors(rows: pa.Table, found: Projection, twin: list[str | None], image_ids: pa.Array) -> pa.Table:
     """Rows with `neighbor_id`, `distance` and `twin`, which is now also `near_copy`."""
-    if (found.neighbor_b < 0).any():
+    if found.is_lacking_b.any():
         raise ConfigError("A real image has no other image in the reference: build it from more than this one image.")
-    for b in np.flatnonzero((found.distance_b < _NEAR_COPY * found.second_b) & np.isfinite(found.second_b)):
+    for b in np.flatnonzero(found.near_copy_b):
         twin[b] = twin[b] or "near_copy"
-    table = rows.append_column("neighbor_id", image_ids.take(pa.array(found.neighbor_b)).cast(pa.string()))
+    sample_b = pa.array(found.neighbor_b, mask=found.neighbor_b < 0)
+    table = rows.append_column("neighbor_id", image_ids.take(sample_b).cast(pa.string()))
     table = table.append_column("distance", pa.array(found.distance_b, pa.float32()))
     return table.append_column("twin", pa.array(twin, pa.string()))

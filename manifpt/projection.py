@@ -16,7 +16,8 @@ import numpy as np
 
 from manifpt.search import Choice, Found, Rows, make_search
 
-__all__ = ["NearestProjector", "Projection", "Projector", "Rows", "nearer_of", "projection_of"]
+__all__ = ["NearestProjector", "Projection", "Projector", "Rows", "nearer_of", "norms", "projection_of",
+           "projection_without_sample"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +25,51 @@ class Projection:
     """Where B images come to lie on the reference.
 
     Attributes:
-        neighbor_b: int64 [B], row of the nearest reference image; -1 where every one was excluded.
-        distance_b: float32 [B], Euclidean.
-        second_b: float32 [B], Euclidean, to the second nearest; infinite where there is none. A first much nearer than
-            the second is a near copy.
+        neighbor_b: int64 [B], row of the reference image that is x*; -1 where x* is no sample, or there is none.
+        distance_b: float32 [B], Euclidean, between x and x*.
+        second_b: float32 [B], Euclidean, to the second nearest real; infinite where it isn't known.
         artifact_bd: float32 [B, D], phi(x) - phi(x*); NaN where there is no x*.
+        first_b: float32 [B], to the nearest real; None: it is x*.
+        lacking_b: bool [B], where the reference has nothing that x may be projected onto; None: where `neighbor_b` < 0.
     """
 
     neighbor_b: np.ndarray
     distance_b: np.ndarray
     second_b: np.ndarray
     artifact_bd: np.ndarray
+    first_b: np.ndarray | None = None
+    lacking_b: np.ndarray | None = None
+
+    @property
+    def near_copy_b(self) -> np.ndarray:
+        """bool [B], whether the nearest real is a re-encoded or retouched copy of x.
+
+        It is then less than half as far as the second nearest; of independent images the ratio is near one. Such an
+        image is marked, not kept out, since only a person can tell which it is.
+        """
+        first_b = self.distance_b if self.first_b is None else self.first_b
+        return (first_b < _NEAR_COPY * self.second_b) & np.isfinite(self.second_b)
+
+    @property
+    def is_lacking_b(self) -> np.ndarray:
+        """bool [B], where there is no x*."""
+        return self.neighbor_b < 0 if self.lacking_b is None else self.lacking_b
+
+
+_NEAR_COPY = 0.5
+
+
+def projection_without_sample(artifact_bd: np.ndarray, lacking_b: np.ndarray | None = None) -> Projection:
+    """A projection whose x* = x - a is no image of the reference: float32 [B, D], and bool [B] where there is none."""
+    count = len(artifact_bd)
+    unknown_b = np.full(count, np.inf, np.float32)
+    lacking_b = np.zeros(count, bool) if lacking_b is None else lacking_b
+    return Projection(np.full(count, -1), norms(artifact_bd), unknown_b, artifact_bd, unknown_b, lacking_b)
+
+
+def norms(artifact_bd: np.ndarray) -> np.ndarray:
+    """float32 [B, D] -> float32 [B], Euclidean, summed in float64."""
+    return np.sqrt(np.einsum("bd,bd->b", artifact_bd, artifact_bd, dtype=np.float64)).astype(np.float32)
 
 
 class Projector(Protocol):
@@ -71,7 +106,8 @@ class NearestProjector:
         Raises:
             ValueError: an embedding of the reference is no finite number.
         """
-        self._embeddings_of = embeddings_of
+        self.embeddings_of = embeddings_of
+        self.count = count
         self.search = make_search(
             embeddings_of, count, dim, choice=choice or Choice(), compact=compact, threads=threads, codes=codes
         )
@@ -79,13 +115,23 @@ class NearestProjector:
     def project(self, embeddings_bd: np.ndarray, excluded: Sequence[np.ndarray] | None = None) -> Projection:
         """Projects float32 [B, D]; see `Projector`."""
         query_bd = np.ascontiguousarray(embeddings_bd, np.float32)
+        found = self.nearest(query_bd, 2, excluded)
+        if not len(query_bd):
+            return Projection(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32), query_bd)
+        near_bd = self.embeddings_of(np.maximum(found.row_bk[:, 0], 0))
+        return projection_of(query_bd, found, near_bd)
+
+    def nearest(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None) -> Found:
+        """The k nearest of float32 [B, D], exact; row -1 and an infinite distance where there are fewer.
+
+        Raises:
+            ValueError: a query is no finite number.
+        """
         if not np.isfinite(query_bd).all():
             raise ValueError("an embedding is no finite number: the network or its weights are broken")
         if not len(query_bd):
-            return Projection(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32), query_bd)
-        found = self.search.search(query_bd, 2, excluded)
-        near_bd = self._embeddings_of(np.maximum(found.row_bk[:, 0], 0))
-        return projection_of(query_bd, found, near_bd)
+            return Found(np.empty((0, k), np.int64), np.empty((0, k)))
+        return self.search.search(query_bd, k, excluded)
 
 
 def projection_of(query_bd: np.ndarray, found: Found, near_bd: np.ndarray) -> Projection:

@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from manifpt.artifacts import tensor_column
 from manifpt.decode import content_hash, decode
 from manifpt.errors import BadImage, ConfigError
+from manifpt.estimates import Estimate
+from manifpt.estimates.residual import artifacts_of, projected_in
 from manifpt.fetch import fetch
 from manifpt.plan import Plan
 from manifpt.reference import Codes, Reference, open_bundle
@@ -39,6 +41,7 @@ def read_plan(output: str) -> Plan:
     fields = {name: document[name] for name in Plan.__dataclass_fields__ if name in document}
     fields["spaces"] = tuple(SpaceSpec.from_json(spec) for spec in document["spaces"])
     fields["inline"] = tuple(document["inline"])
+    fields["estimate"] = Estimate.from_json(document.get("estimate"))
     return Plan(**fields)
 
 
@@ -71,8 +74,10 @@ class _Again:
         if bundle.digest != plan.reference_digest:
             raise ConfigError(f"The reference {plan.reference_uri} is not the one of this run; lazy artifacts need it.")
         self._dtype = plan.dtype
-        self._space = make_space(bundle.spaces[name], threads, device)
-        self._reference = Reference(Codes(bundle, bundle.spaces[name].code_key), bundle.spaces[name], threads)
+        self._spec, self._estimate = bundle.spaces[name], plan.estimate
+        sought_in = projected_in(self._spec, plan.estimate)
+        self._space = make_space(sought_in, threads, device)
+        self._reference = Reference(Codes(bundle, sought_in.code_key), sought_in, threads)
 
     def made(self, table: pa.Table) -> pa.Table:
         """The table with its artifacts."""
@@ -84,7 +89,8 @@ class _Again:
         embeddings = self._space.embed(self._space.encode(np.stack(views)))
         rows = pc.index_in(table["neighbor_id"].combine_chunks(), value_set=self._reference.codes.image_ids)
         neighbors_bd = self._reference.embeddings_of(rows.to_numpy())
-        artifact = (embeddings.reshape(len(views), -1) - neighbors_bd).astype(self._dtype)
+        residual_bd = embeddings.reshape(len(views), -1) - neighbors_bd
+        artifact = artifacts_of(residual_bd, self._spec, self._estimate).astype(self._dtype)
         return table.append_column("artifact", tensor_column(artifact.reshape(-1, *shape)))
 
     def _view(self, row: dict[str, Any], data: bytes | BadImage) -> np.ndarray:

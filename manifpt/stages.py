@@ -154,6 +154,7 @@ def commit_artifacts(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
             "reference_digest": plan.reference_digest,
             "plan_digest": plan.digest,
             "spec": spec.identity(),
+            "estimate": plan.estimate.identity(),
         }
         path = part_path("artifacts", spec.name, int(shard["shard"]))
         parts[path] = artifact_table(shard[f"rows:{spec.name}"], artifact_bd, tuple(shape), metadata)

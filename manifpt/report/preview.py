@@ -22,7 +22,7 @@ from manifpt.log import event
 from manifpt.plan import Plan
 from manifpt.shards import committed_shards, part_path, read_part
 from manifpt.spaces import SpaceSpec
-from manifpt.spaces.pixels import log_spectrum
+from manifpt.spaces.pixels import log_spectrum, pixels
 from manifpt.storage import join, store_of
 
 __all__ = ["draw_preview"]
@@ -30,6 +30,8 @@ __all__ = ["draw_preview"]
 _ROWS_A_SOURCE = 3
 _MOST_SOURCES = 8
 _MOST_SHARDS = 64  # sources are often contiguous in a manifest, so several shards are looked at
+
+_X_STAR = {"nearest": "x*, nearest real", "random": "x*, some real"}
 
 Example = dict[str, Any]
 
@@ -82,7 +84,7 @@ def _example(table: pa.Table, image_id: str) -> Example | None:
 
 
 def _attach_pixels(plan: Plan, examples: list[Example]) -> None:
-    ids = pa.array(sorted({example["neighbor_id"] for example in examples}), pa.string())
+    ids = pa.array(sorted({example["neighbor_id"] or "" for example in examples}), pa.string())
     uri = join(plan.reference_uri, "reference.parquet")
     with store_of(uri).open(uri) as stream:
         neighbors = pq.read_table(stream, filters=pc.field("image_id").isin(ids)).to_pylist()
@@ -120,7 +122,9 @@ def _png(plan: Plan, examples: list[dict[str, Example]]) -> bytes:
             if spec.name in by_space:
                 _draw(row[3 * number : 3 * number + 3], spec, by_space[spec.name])
     for number, spec in enumerate(plan.spaces):
-        for offset, title in enumerate((f"{spec.name}: x", "x*, nearest real", "artifact")):
+        for offset, title in enumerate(
+            (f"{spec.name}: x", _X_STAR.get(plan.estimate.name, "x*, no sample"), "artifact")
+        ):
             axes[0][3 * number + offset].set_title(title, fontsize=8)
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=100)
@@ -146,7 +150,7 @@ def _seen(image_hwc: np.ndarray, spec: SpaceSpec) -> np.ndarray:
     """An image as its space sees it: a spectrum in `frequency`, pixels elsewhere."""
     if spec.kind != "frequency":
         return image_hwc
-    spectrum_hwc = log_spectrum(image_hwc.transpose(2, 0, 1)[None])[0].transpose(1, 2, 0)
+    spectrum_hwc = log_spectrum(pixels(image_hwc.transpose(2, 0, 1)[None], spec.color))[0].transpose(1, 2, 0)
     low, high = np.percentile(spectrum_hwc, (1, 100))
     return ((spectrum_hwc - low) / max(high - low, 1e-12)).clip(0, 1)
 

@@ -16,6 +16,8 @@ __all__ = ["BUILT_IN", "Space", "SpaceSpec", "View", "make_space", "spec_of"]
 BUILT_IN = {
     "rgb": SpaceSpec(name="rgb", kind="rgb"),
     "frequency": SpaceSpec(name="frequency", kind="frequency"),
+    "ycbcr": SpaceSpec(name="ycbcr", kind="rgb", color="ycbcr"),
+    "frequency_ycbcr": SpaceSpec(name="frequency_ycbcr", kind="frequency", color="ycbcr"),
     "supervised": SpaceSpec(
         name="supervised", kind="network", architecture="torchvision:resnet50", weights="resnet50-imagenet1k-v1",
         size_px=224,

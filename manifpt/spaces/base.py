@@ -115,6 +115,7 @@ class SpaceSpec:
         weights_sha256: of the weight file. Required for files that are no safetensors.
         mean, std: of the input in [0, 1], a channel.
         precision: of a network, `float32` or `bfloat16`, which is faster and gives other neighbours.
+        color: of a pixel space, `rgb` or `ycbcr`.
     """
 
     name: str
@@ -129,6 +130,7 @@ class SpaceSpec:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     precision: str = "float32"
+    color: str = "rgb"
 
     @property
     def view(self) -> View:
@@ -153,6 +155,8 @@ class SpaceSpec:
         found["mean"], found["std"] = list(self.mean), list(self.std)
         if self.precision == "float32":  # as of bundles made before there was a choice
             del found["precision"]
+        if self.color == "rgb":
+            del found["color"]
         return found
 
     @staticmethod
@@ -180,6 +184,8 @@ class SpaceSpec:
             raise ConfigError(
                 f"Space {fields['name']!r}: precision is float32 or bfloat16, not {fields['precision']!r}."
             )
+        if fields.get("color", "rgb") not in ("rgb", "ycbcr"):
+            raise ConfigError(f"Space {fields['name']!r}: color is rgb or ycbcr, not {fields['color']!r}.")
         named: dict[str, Any] = {k: tuple(v) if k in {"mean", "std"} else v for k, v in fields.items()}
         return SpaceSpec(**named)
 

@@ -1,4 +1,4 @@
-"""The two spaces made of pixels: `rgb` and `frequency`.
+"""The spaces made of pixels: `rgb` and `frequency`, each also of YCbCr.
 
 Legend: B images, H W pixels.
 """
@@ -11,9 +11,29 @@ import numpy as np
 
 from manifpt.spaces.base import SpaceSpec
 
-__all__ = ["EPSILON", "FrequencySpace", "RgbSpace", "log_spectrum"]
+__all__ = ["EPSILON", "FrequencySpace", "RgbSpace", "log_spectrum", "pixels"]
 
 EPSILON = 1e-12
+
+# JPEG's colours (ITU-R BT.601, full range, chroma around 0): most of an image's energy goes into Y, and what a generator
+# leaves in the chroma stands alone.
+_YCBCR = np.array(
+    [
+        [0.299, 0.587, 0.114],
+        [-0.299 / 1.772, -0.587 / 1.772, 0.5],
+        [0.5, -0.587 / 1.402, -0.114 / 1.402],
+    ]
+)
+
+
+def pixels(codes: np.ndarray, color: str) -> np.ndarray:
+    """uint8 RGB [B, 3, H, W] -> float64 [B, 3, H, W] in [0, 1], or Y in [0, 1] and Cb, Cr in [-0.5, 0.5]; nothing is
+    rounded."""
+    rgb_bchw = codes.astype(np.float64) / 255
+    if color == "rgb":
+        return rgb_bchw
+    flat_bcp = rgb_bchw.reshape(len(codes), 3, -1)
+    return np.matmul(_YCBCR, flat_bcp).reshape(rgb_bchw.shape)
 
 
 class _PixelSpace:
@@ -37,7 +57,9 @@ class RgbSpace(_PixelSpace):
 
     def embed(self, codes: np.ndarray) -> np.ndarray:
         """uint8 [B, 3, H, W] -> float32 [B, 3, H, W]."""
-        return codes.astype(np.float32) / np.float32(255)
+        if self.spec.color == "rgb":
+            return codes.astype(np.float32) / np.float32(255)
+        return pixels(codes, self.spec.color).astype(np.float32)
 
 
 class FrequencySpace(_PixelSpace):
@@ -45,7 +67,7 @@ class FrequencySpace(_PixelSpace):
 
     def embed(self, codes: np.ndarray) -> np.ndarray:
         """uint8 [B, 3, H, W] -> float32 [B, 3, H, W]."""
-        return log_spectrum(codes)
+        return log_spectrum(pixels(codes, self.spec.color))
 
     def compact(self, embeddings_bd: np.ndarray) -> np.ndarray:
         """Half of the spectrum: float32 [B, D] -> float32 [B, D / 2 and a few].
@@ -72,18 +94,18 @@ def _mirrored(height_px: int, width_px: int) -> tuple[np.ndarray, np.ndarray, np
     return first_p, mirror_p[first_p], own_p[own_p == mirror_p]
 
 
-def log_spectrum(images_bchw: np.ndarray) -> np.ndarray:
+def log_spectrum(pixels_bchw: np.ndarray) -> np.ndarray:
     """Log-magnitude spectra, a channel, zero frequency in the middle.
 
-    log(|F| + 1e-12), F the 2-D DFT of x / 255 without normalisation, over all frequencies, as in the paper's released
-    code. Computed in float64: a bin that is zero in exact arithmetic holds rounding noise, whose logarithm is a number
-    of order -30 that depends on it, and float32 noise would be 20 units larger.
+    log(|F| + 1e-12), F the 2-D DFT without normalisation, over all frequencies, as in the paper's released code.
+    Computed in float64: a bin that is zero in exact arithmetic holds rounding noise, whose logarithm is a number of
+    order -30 that depends on it, and float32 noise would be 20 units larger.
 
     Args:
-        images_bchw: uint8 [B, 3, H, W].
+        pixels_bchw: float [B, 3, H, W], as of `pixels`, or a residual of them.
 
     Returns:
         spectrum_bchw: float32 [B, 3, H, W].
     """
-    spectrum = np.fft.fft2(images_bchw.astype(np.float64) / 255, axes=(-2, -1))
+    spectrum = np.fft.fft2(pixels_bchw.astype(np.float64), axes=(-2, -1))
     return np.log(np.abs(np.fft.fftshift(spectrum, axes=(-2, -1))) + EPSILON).astype(np.float32)

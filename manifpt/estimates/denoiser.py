@@ -1,0 +1,120 @@
+"""The denoiser residual x - D(x), D a small network trained on the reference's reals alone.
+
+Legend: B images, C channels, H W pixels.
+
+A denoiser that minimises the mean squared error returns the posterior mean of the real image (Tweedie), so D(x) is a
+soft projection onto the reals, and x - D(x) is proportional to the score of the noisy reals' distribution. Not in the
+paper.
+
+Without biases the network scales with its input, D(t x) = t D(x), and works for noise levels that it was not trained at
+(Mohan et al., ICLR 2020, bias-free networks; the architecture is ours).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from manifpt.errors import ConfigError
+from manifpt.projection import Projection, projection_without_sample
+from manifpt.spaces import SpaceSpec
+from manifpt.storage import join, store_of
+
+__all__ = ["Denoiser", "DenoiserProjector", "denoiser_digest", "save_denoiser"]
+
+_BATCH_PX = 1 << 20
+
+
+class Denoiser(nn.Module):
+    """D(x) = x - f(x), f a stack of 3 x 3 convolutions without biases: what f returns is the noise."""
+
+    def __init__(self, width: int = 48, depth: int = 6) -> None:
+        super().__init__()
+        channels = [3, *[width] * (depth - 1), 3]
+        self.layers = nn.ModuleList(
+            nn.Conv2d(i, o, 3, padding=1, padding_mode="reflect", bias=False) for i, o in itertools.pairwise(channels)
+        )
+        self.config = {"width": width, "depth": depth}
+
+    def noise(self, x_bchw: torch.Tensor) -> torch.Tensor:
+        """x - D(x): float32 [B, 3, H, W], pixels or a residual of them, in the colours it was trained in."""
+        for layer in self.layers[:-1]:
+            x_bchw = torch.relu(layer(x_bchw))
+        found: torch.Tensor = self.layers[-1](x_bchw)
+        return found
+
+    def forward(self, x_bchw: torch.Tensor) -> torch.Tensor:
+        """D(x)."""
+        return x_bchw - self.noise(x_bchw)
+
+
+def save_denoiser(model: Denoiser, output: str, facts: dict[str, Any]) -> None:
+    """Writes `model.safetensors`, then `config.json` with its facts (color, noise levels, reference digest)."""
+    data = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
+    store_of(output).write(join(output, "model.safetensors"), data)
+    document = {"format": 1, "architecture": model.config, "weights_sha256": hashlib.sha256(data).hexdigest(), **facts}
+    store_of(output).write(join(output, "config.json"), (json.dumps(document, indent=2) + "\n").encode())
+
+
+def denoiser_digest(uri: str) -> str:
+    """SHA-256 of a denoiser's weights, as its config states it.
+
+    Raises:
+        ConfigError: there is no denoiser.
+    """
+    return str(_config(uri)["weights_sha256"])
+
+
+def _config(uri: str) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(store_of(uri).read(join(uri, "config.json")))
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no denoiser at {uri}; make one with jobs/train_denoiser.py.") from error
+    if "weights_sha256" not in document or "color" not in document:
+        raise ConfigError(f"{uri} holds no denoiser; make one with jobs/train_denoiser.py.")
+    return document
+
+
+class DenoiserProjector:
+    """x* = D(x)."""
+
+    def __init__(self, uri: str, weights_sha256: str, spec: SpaceSpec, device: str = "cpu") -> None:
+        """Args:
+            uri: the denoiser's folder.
+            weights_sha256: that the plan holds.
+            spec: of the pixels that are projected.
+
+        Raises:
+            ConfigError: it was trained in other colours, or changed since the plan was made.
+        """
+        document = _config(uri)
+        if document["color"] != spec.color:
+            raise ConfigError(f"The denoiser {uri} was trained on {document['color']} pixels, not on {spec.color}.")
+        data = store_of(uri).read(join(uri, "model.safetensors"))
+        if hashlib.sha256(data).hexdigest() != weights_sha256:
+            raise ConfigError(f"The denoiser {uri} was changed since this run was planned: choose another --output.")
+        self._model = Denoiser(**document["architecture"])
+        self._model.load_state_dict(load(data))
+        self._model.eval().to(device).to(memory_format=torch.channels_last)
+        self._shape = (3, spec.view.height_px or 0, spec.view.width_px or 0)
+        self._device = device
+
+    def project(self, embeddings_bd: np.ndarray, excluded: Sequence[np.ndarray] | None = None) -> Projection:
+        """Projects float32 [B, 3 H W]. Reals of the reference must not come here: it can't forget them."""
+        assert not any(len(rows) for rows in excluded or ()), "rejected before"
+        step = max(1, _BATCH_PX // (self._shape[1] * self._shape[2]))
+        artifact_bd = np.empty_like(embeddings_bd, np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(embeddings_bd), step):
+                x_bchw = torch.from_numpy(embeddings_bd[start : start + step].reshape(-1, *self._shape))
+                noise_bchw = self._model.noise(x_bchw.to(self._device, memory_format=torch.channels_last))
+                artifact_bd[start : start + step] = noise_bchw.cpu().numpy().reshape(len(x_bchw), -1)
+        return projection_without_sample(artifact_bd)
