@@ -6,6 +6,7 @@ shard numbers -> decode (tasks) -> encode (actors) -> project (actors) -> commit
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 # Before Ray is imported. A forensic machine calls nobody; and the C++ core warns at every actor of an argument in the
@@ -20,6 +22,7 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray._private.utils
@@ -27,14 +30,17 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from manifpt import stages
+from manifpt.artifacts import to_numpy
+from manifpt.attributor.examples import Part
 from manifpt.errors import ConfigError, StorageError, WorkerError
 from manifpt.log import event
 from manifpt.packing import cell, pack, unpack
 from manifpt.plan import Plan
 from manifpt.projecting import Projecting
+from manifpt.reader import ArtifactReader
 from manifpt.resources import ActorShare, Shares, share
 
-__all__ = ["connect", "on_one_node", "run"]
+__all__ = ["artifact_rows", "connect", "environment", "on_one_node", "run", "run_tasks"]
 
 # Its errors reach us as exceptions, its progress as ours; the full story is in Ray's own log files.
 logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -108,11 +114,8 @@ def run(plan: Plan, output: str, shards: Sequence[int], most_actors: int | None 
         most_actors: a limit for each stage of actors; None: as many as the cluster has room for.
     """
     shares = _shares(plan, most_actors)
-    s3 = {name: os.environ[name] for name in _S3_PLACE if name in os.environ}
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.enable_auto_log_stats = False
+    s3 = environment()
+    _quiet()
     work: dict[str, Any] = {"plan": plan, "s3": s3}
     dataset: ray.data.Dataset = ray.data.from_items([{"shard": n} for n in shards], override_num_blocks=len(shards))
     with warnings.catch_warnings():
@@ -153,6 +156,82 @@ def run(plan: Plan, output: str, shards: Sequence[int], most_actors: int | None 
                 yield {"shard": row["shard"], "rejected_images": row["rejected_images"]}
     except ray.exceptions.RayError as error:
         raise _told(error) from error
+
+
+def artifact_rows(run: str, space: str, parts: Sequence[Part], task_cpus: float = 1.0) -> ray.data.Dataset:
+    """Rows `artifact` [...], `label` and `row` (int64) of a run, as a stream: shards are read while others are used.
+
+    Args:
+        run: its folder.
+        space: one of the run's.
+        parts: what to read, in this order.
+        task_cpus: a reading task holds.
+    """
+    _quiet()
+    packed = [{"part": pack(asdict(part) | {"shard": np.array(part.shard)}).to_pybytes()} for part in parts]
+    dataset: ray.data.Dataset = ray.data.from_items(packed, override_num_blocks=len(packed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the retry limits, as in `run`
+        return dataset.map_batches(
+            _read_part,  # type: ignore[arg-type]
+            fn_kwargs={"run": run, "space": space, "s3": environment()},
+            num_cpus=task_cpus,
+            **_ONE_SHARD,
+            **_TASK_RETRIES,
+        )
+
+
+def _read_part(batch: pa.Table, run: str, space: str, s3: dict[str, str]) -> dict[str, np.ndarray]:
+    os.environ.update(s3)
+    part = unpack(batch["part"].chunk(0)[0].as_buffer())
+    table = _reader(run, space).read(int(part["shard"]), part["place_n"])
+    return {"artifact": to_numpy(table["artifact"]), "label": part["label_n"], "row": part["row_n"]}
+
+
+@functools.lru_cache(4)
+def _reader(run: str, space: str) -> ArtifactReader:
+    return ArtifactReader(run, space)  # a lazy space's reference is loaded once a process
+
+
+def run_tasks(work: Callable[..., Any], items: Sequence[tuple[Any, ...]], cpus: float, gpus: float = 0) -> Iterator[Any]:
+    """Calls a function for each item, in tasks, and yields what they return as each ends."""
+    task = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus, max_retries=_TASK_RETRIES["max_retries"])
+    waiting = [task.remote(work, item, environment()) for item in items]
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        try:
+            found = ray.get(ready[0])
+        except ray.exceptions.RayError as error:
+            raise _told(error) from error
+        if isinstance(found, _Failed):
+            raise _ERRORS[found.error](found.detail)
+        yield found
+
+
+@dataclass(frozen=True)
+class _Failed:
+    error: str
+    detail: str
+
+
+def _task(work: Callable[..., Any], item: tuple[Any, ...], s3: dict[str, str]) -> Any:
+    os.environ.update(s3)
+    try:
+        return work(*item)
+    except (ConfigError, StorageError) as error:
+        return _Failed(type(error).__name__, str(error))
+
+
+def environment() -> dict[str, str]:
+    """Where S3 is, for workers."""
+    return {name: os.environ[name] for name in _S3_PLACE if name in os.environ}
+
+
+def _quiet() -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_auto_log_stats = False
 
 
 # One row is one shard, and one call handles one row: see manifpt.packing.

@@ -25,7 +25,7 @@ from manifpt.shards import committed_shards, part_path, read_commits, read_part
 from manifpt.spaces import SpaceSpec, make_space
 from manifpt.storage import join, store_of
 
-__all__ = ["read_artifacts", "read_plan"]
+__all__ = ["ArtifactReader", "read_artifacts", "read_plan"]
 
 
 def read_plan(output: str) -> Plan:
@@ -56,14 +56,29 @@ def read_artifacts(output: str, space: str, threads: int = 1, device: str = "cpu
     Raises:
         ConfigError: no such run or space; an image of a lazy shard that is gone or changed.
     """
-    plan = read_plan(output)
-    if space not in (spec.name for spec in plan.spaces):
-        known = ", ".join(spec.name for spec in plan.spaces)
-        raise ConfigError(f"The run {output} has no space {space!r}; it has {known}.")
-    again = None if space in plan.inline else _Again(plan, space, threads, device)
+    reader = ArtifactReader(output, space, threads, device)
     for commit in read_commits(output, sorted(committed_shards(output))):
-        table = read_part(output, part_path("artifacts", space, commit["shard"]))
-        yield table if again is None else again.made(table)
+        yield reader.read(commit["shard"])
+
+
+class ArtifactReader:
+    """Shards of one run and space, in any order."""
+
+    def __init__(self, output: str, space: str, threads: int = 1, device: str = "cpu") -> None:
+        """See `read_artifacts`."""
+        plan = read_plan(output)
+        if space not in (spec.name for spec in plan.spaces):
+            known = ", ".join(spec.name for spec in plan.spaces)
+            raise ConfigError(f"The run {output} has no space {space!r}; it has {known}.")
+        self._output, self._space = output, space
+        self._again = None if space in plan.inline else _Again(plan, space, threads, device)
+
+    def read(self, shard: int, places: np.ndarray | None = None) -> pa.Table:
+        """A shard's rows, or those at some places, with their `artifact` column."""
+        table = read_part(self._output, part_path("artifacts", self._space, shard))
+        if places is not None:
+            table = table.take(pa.array(places))
+        return table if self._again is None else self._again.made(table)
 
 
 class _Again:

@@ -15,8 +15,8 @@ __all__ = ["EPSILON", "FrequencySpace", "RgbSpace", "log_spectrum", "pixels"]
 
 EPSILON = 1e-12
 
-# JPEG's colours (ITU-R BT.601, full range, chroma around 0): most of an image's energy goes into Y, and what a generator
-# leaves in the chroma stands alone.
+# JPEG's colours (ITU-R BT.601, full range, chroma around 0): most of an image's energy goes into Y, and what a
+# generator leaves in the chroma stands alone.
 _YCBCR = np.array(
     [
         [0.299, 0.587, 0.114],

@@ -1,0 +1,58 @@
+"""The model card of an attributor: what it was trained on, what it reached, and what it must not be used for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["model_card"]
+
+
+def model_card(labels: Sequence[str], config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """Markdown."""
+    estimate = config["estimate"]
+    rows = [
+        f"| {label} | {count} | {_percent(precision)} | {_percent(recall)} |"
+        for label, count, precision, recall in zip(
+            labels, metrics["test_images"], metrics["precision"], metrics["recall"], strict=True
+        )
+    ]
+    return "\n".join(
+        [
+            "# Attributor of generated images",
+            "",
+            f"Names the source of an image among {len(labels)}, by its artifact (ManiFPT, CVPR 2024): space "
+            f"`{config['space']['name']}`, projection `{estimate['name']}`, network `{config['network']}`, seed "
+            f"{config['seed']}.",
+            "",
+            f"Accuracy on {sum(metrics['test_images'])} test images that it never saw: {_percent(metrics['accuracy'])} "
+            f"(mean over sources {_percent(metrics['balanced_accuracy'])}; chance {_percent(1 / len(labels))}). "
+            f"Calibration error {metrics['calibration_error']:.3f}. FD ratio {metrics['fd_ratio']:.2f}.",
+            "",
+            "| source | test images | precision | recall |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+            "## Use",
+            "",
+            "```python",
+            "from manifpt.attributor import Attributor",
+            "",
+            "attribution = Attributor.load(PATH).predict(artifacts)  # of the same space, projection and reference",
+            "```",
+            "",
+            f"Artifacts must come from the reference with digest `{config['reference_digest'][:16]}`.",
+            "",
+            "## Limits",
+            "",
+            "- An image of a source that is not in the table gets one of its names all the same.",
+            "- Re-encoding, resizing and filtering change artifacts; accuracy on such images was not measured here.",
+            "- Where sources went through different codecs, it may name the codec. `evaluate_attributor` audits that.",
+            "- A probability is evidence about an image, not a proof of who made it.",
+            "",
+        ]
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{100 * value:.1f} %"

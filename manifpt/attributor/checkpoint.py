@@ -1,0 +1,68 @@
+"""A training's state as files without pickle: tensors as safetensors, the rest as JSON, with a digest of the tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from manifpt.attributor.training import Epoch, State
+from manifpt.errors import StorageError
+
+__all__ = ["load_state", "save_state"]
+
+_TENSORS, _FACTS = "state.safetensors", "state.json"
+
+
+def save_state(state: State, folder: Path) -> None:
+    """Writes both files."""
+    tensors: dict[str, torch.Tensor] = {}
+    for kind, named in (("network", state.network), ("best", state.best)):
+        tensors |= {f"{kind}/{name}": tensor.contiguous() for name, tensor in named.items()}
+    numbers: dict[str, dict[str, Any]] = {}
+    for parameter, slots in state.optimizer["state"].items():
+        for slot, value in slots.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer/{parameter}/{slot}"] = value.detach().cpu().contiguous()
+            else:
+                numbers.setdefault(str(parameter), {})[slot] = value
+    if state.best is state.network:  # safetensors refuses tensors that share memory
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("best/")}
+    data = save(tensors)
+    facts = {
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "groups": state.optimizer["param_groups"],
+        "numbers": numbers,
+        "history": [asdict(epoch) for epoch in state.history],
+    }
+    (folder / _TENSORS).write_bytes(data)
+    (folder / _FACTS).write_text(json.dumps(facts))
+
+
+def load_state(folder: Path) -> State:
+    """The inverse of `save_state`.
+
+    Raises:
+        StorageError: the tensors are not those that were written.
+    """
+    facts = json.loads((folder / _FACTS).read_text())
+    data = (folder / _TENSORS).read_bytes()
+    if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+        raise StorageError(f"The checkpoint {folder} is damaged; delete the newest one to go on from the one before.")
+    kinds: dict[str, dict[str, torch.Tensor]] = {"network": {}, "best": {}}
+    slots: dict[int, dict[str, Any]] = {int(p): dict(values) for p, values in facts["numbers"].items()}
+    for name, tensor in load(data).items():
+        kind, _, rest = name.partition("/")
+        if kind == "optimizer":
+            parameter, _, slot = rest.partition("/")
+            slots.setdefault(int(parameter), {})[slot] = tensor
+        else:
+            kinds[kind][rest] = tensor
+    optimizer = {"state": slots, "param_groups": facts["groups"]}
+    history = [Epoch(**epoch) for epoch in facts["history"]]
+    return State(kinds["network"], optimizer, kinds["best"] or kinds["network"], history)

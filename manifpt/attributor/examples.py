@@ -1,0 +1,267 @@
+"""Which artifacts a training sees: rows of a run with a label and a side. Reads everything of the shards but the
+artifacts.
+
+Legend: N rows, S labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from manifpt.attributor.splits import TEST, TRAIN, VALIDATION, assign_splits
+from manifpt.errors import ConfigError
+from manifpt.estimates import Estimate
+from manifpt.manifest import REAL
+from manifpt.plan import Plan
+from manifpt.reader import read_plan
+from manifpt.shards import committed_shards, part_path
+from manifpt.spaces import SpaceSpec
+from manifpt.storage import join, store_of
+
+__all__ = ["Choice", "Examples", "Part", "read_labels", "select_examples"]
+
+_NUMBERS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which rows, and on which side each.
+
+    Attributes:
+        labels: by source, what it is called; None: it is left out. Sources that aren't named keep their name.
+        min_images: a label with fewer is left out.
+        most_images: of a label, drawn by image id; None: all.
+        group_column: rows that share a value lie on one side.
+        seed: of the sides.
+    """
+
+    labels: Mapping[str, str | None]
+    min_images: int = 1
+    most_images: int | None = None
+    group_column: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rows of one shard that a side takes.
+
+    Attributes:
+        shard: its number.
+        place_n: int32 [n], rows of its table.
+        label_n: int64 [n].
+        row_n: int64 [n], rows of `Examples`.
+    """
+
+    shard: int
+    place_n: np.ndarray
+    label_n: np.ndarray
+    row_n: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Rows of a run in one space.
+
+    Attributes:
+        run: its folder.
+        spec, shape, estimate: of its artifacts.
+        reference_digest: of its reference.
+        labels: S names, sorted.
+        table: N rows: `image_id`, `source`, `content_hash`, `shard`, `place` and the group column.
+        label_n: int64 [N].
+        side_n: int8 [N], of `manifpt.attributor.splits`.
+        left_out: images by reason.
+    """
+
+    run: str
+    spec: SpaceSpec
+    shape: tuple[int, ...]
+    estimate: Estimate
+    reference_digest: str
+    labels: tuple[str, ...]
+    table: pa.Table
+    label_n: np.ndarray
+    side_n: np.ndarray
+    left_out: dict[str, int]
+
+    def parts(self, side: int) -> list[Part]:
+        """A side's rows, shard by shard."""
+        row_n = np.flatnonzero(self.side_n == side)
+        shard_n = self.table["shard"].to_numpy()[row_n]
+        place_n = self.table["place"].to_numpy()[row_n]
+        cuts = np.flatnonzero(np.diff(shard_n)) + 1
+        return [
+            Part(int(shard_n[rows[0]]), place_n[rows], self.label_n[row_n[rows]], row_n[rows])
+            for rows in np.split(np.arange(len(row_n)), cuts)
+            if len(rows)
+        ]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that training depends on but the recipe."""
+        facts = [self.spec.identity(), self.estimate.identity(), self.reference_digest, list(self.labels)]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        for image_id, label, side in zip(
+            self.table["image_id"].to_pylist(), self.label_n.tolist(), self.side_n.tolist(), strict=True
+        ):
+            digest.update(f"{image_id}\0{label}\0{side}\n".encode())
+        return digest.hexdigest()
+
+
+def read_labels(path: str | None) -> dict[str, str | None]:
+    """A label map from YAML: `source: label`, or `source: null` to leave one out.
+
+    Raises:
+        ConfigError: no such file, or no map.
+    """
+    if path is None:
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = yaml.safe_load(file) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"Can't read --labels {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict) or not all(
+        isinstance(k, str) and isinstance(v, str | None) for k, v in found.items()
+    ):
+        raise ConfigError(f"--labels {path} must map sources to labels (text), or to null to leave a source out.")
+    return found
+
+
+def select_examples(run: str, space: str, choice: Choice) -> Examples:
+    """The rows of a run in one space, labelled and split.
+
+    Raises:
+        ConfigError: no such run, space or column; shards that don't belong together; too few labels or images.
+    """
+    plan = read_plan(run)
+    spec = next((spec for spec in plan.spaces if spec.name == space), None)
+    if spec is None:
+        known = ", ".join(spec.name for spec in plan.spaces)
+        raise ConfigError(f"The run {run} has no space {space!r}; it has {known}.")
+    table, shape = _rows(run, plan, spec, choice.group_column)
+    table, left_out = _wanted(table, choice)
+    sources = table["source"].to_pylist()
+    named = [choice.labels.get(source, source) for source in sources]
+    labels = tuple(sorted({label for label in named if label is not None}))
+    if len(labels) < 2:
+        raise ConfigError(
+            f"{run} has images of {len(labels)} label{'s' if len(labels) != 1 else ''} ({', '.join(labels) or 'none'}): "
+            f"an attributor needs two or more."
+        )
+    number = {label: n for n, label in enumerate(labels)}
+    label_n = np.array([number[str(label)] for label in named], np.int64)
+    side_n = _sides(table, label_n, labels, choice)
+    return Examples(
+        run, spec, shape, plan.estimate, plan.reference_digest, labels, table, label_n, side_n, left_out
+    )
+
+
+def _rows(run: str, plan: Plan, spec: SpaceSpec, group_column: str | None) -> tuple[pa.Table, tuple[int, ...]]:
+    """The light columns of all committed shards, and the shape of an artifact."""
+    shards = sorted(committed_shards(run))
+    if len(shards) < plan.shards:
+        raise ConfigError(
+            f"{run} has {len(shards)} of {plan.shards} shards: end it first with jobs/compute_artifacts.py, the same "
+            f"command again."
+        )
+    columns = ["image_id", "source", "split", "content_hash", "twin", *([group_column] if group_column else [])]
+
+    def read(shard: int) -> tuple[pa.Table, tuple[int, ...] | None]:
+        uri = join(run, part_path("artifacts", spec.name, shard))
+        with store_of(uri).open(uri) as stream:
+            file = pq.ParquetFile(stream)
+            shape = _checked(file.schema_arrow.metadata or {}, plan, spec, uri)
+            missing = [name for name in columns if name not in file.schema_arrow.names]
+            if missing:
+                raise ConfigError(
+                    f"The shards of {run} have no column {missing[0]!r}: index the images again with --keep-columns "
+                    f"{missing[0]}, or leave out --group-column."
+                )
+            table = file.read(columns)
+        place = pa.array(np.arange(len(table)), pa.int32())
+        table = table.append_column("shard", pa.array(np.full(len(table), shard), pa.int32()))
+        return table.append_column("place", place).replace_schema_metadata(None), shape
+
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(read, shards))
+    shapes = {shape for _, shape in found if shape is not None}
+    if len(shapes) != 1:
+        raise ConfigError(f"The shards of {run} hold artifacts of {len(shapes)} shapes: compute them again.")
+    return pa.concat_tables([table for table, _ in found]).combine_chunks(), shapes.pop()
+
+
+def _checked(metadata: Mapping[bytes, bytes], plan: Plan, spec: SpaceSpec, uri: str) -> tuple[int, ...] | None:
+    """The shape that a part states; one of another run does not belong here."""
+
+    def stated(key: str) -> str:
+        return metadata.get(f"manifpt.{key}".encode(), b"").decode()
+
+    if stated("space") != spec.name:
+        raise ConfigError(f"{uri} is of space {stated('space')!r}, not {spec.name!r}: shards of two spaces are mixed.")
+    if stated("reference_digest") != plan.reference_digest:
+        raise ConfigError(f"{uri} was projected onto another reference than its run's: compute the artifacts again.")
+    if stated("plan_digest") != plan.digest:
+        raise ConfigError(f"{uri} is of another run than its folder's: compute the artifacts again.")
+    shape = json.loads(stated("shape") or "[]")
+    return tuple(int(n) for n in shape) or None
+
+
+def _wanted(table: pa.Table, choice: Choice) -> tuple[pa.Table, dict[str, int]]:
+    """Without what the choice leaves out, and without reals of which the reference holds a copy.
+
+    The distance of such a real says nothing of a real that is new; a copy that a generator made is its own doing.
+    """
+    left_out: dict[str, int] = {}
+
+    def keep(mask_n: np.ndarray, reason: str) -> None:
+        nonlocal table
+        if not mask_n.all():
+            left_out[reason] = int((~mask_n).sum())
+            table = table.filter(pa.array(mask_n))
+
+    twins = table["twin"].to_pylist()
+    is_copy = [s == REAL and t in ("copy", "near_copy") for s, t in zip(table["source"].to_pylist(), twins, strict=True)]
+    keep(~np.array(is_copy, bool), "real near copies of the reference")
+    named = [choice.labels.get(source, source) for source in table["source"].to_pylist()]
+    keep(np.array([label is not None for label in named], bool), "sources left out by the label map")
+    named_n = np.array([choice.labels.get(source, source) for source in table["source"].to_pylist()], dtype=object)
+    counts = {label: int((named_n == label).sum()) for label in set(named_n.tolist())}
+    keep(np.array([counts[label] >= choice.min_images for label in named_n.tolist()], bool), "labels with few images")
+    if choice.most_images is not None:
+        named_n = np.array([choice.labels.get(source, source) for source in table["source"].to_pylist()], dtype=object)
+        keep(_drawn(named_n, table["image_id"].to_pylist(), choice.most_images), "beyond the most images of a label")
+    return table, left_out
+
+
+def _drawn(label_n: np.ndarray, image_ids: Sequence[str], most: int) -> np.ndarray:
+    """bool [N]: at most so many of each label, those whose image id has the smallest hash."""
+    key_n = np.array([hashlib.blake2b(image_id.encode(), digest_size=8).hexdigest() for image_id in image_ids])
+    kept_n = np.zeros(len(label_n), bool)
+    for label in set(label_n.tolist()):
+        of_label = np.flatnonzero(label_n == label)
+        kept_n[of_label[np.argsort(key_n[of_label], kind="stable")[:most]]] = True
+    return kept_n
+
+
+def _sides(table: pa.Table, label_n: np.ndarray, labels: Sequence[str], choice: Choice) -> np.ndarray:
+    """The manifest's own split where it names one for every image, else a new one."""
+    own = set(pc.unique(table["split"]).to_pylist())
+    if own and own <= set(_NUMBERS):
+        return np.array([_NUMBERS[split] for split in table["split"].to_pylist()], np.int8)
+    keys: list[list[Any]] = [table["content_hash"].to_pylist()]
+    if choice.group_column:
+        keys.append([None if v in (None, "") else str(v) for v in table[choice.group_column].to_pylist()])
+    return assign_splits(label_n, keys, table["image_id"].to_pylist(), choice.seed, sources=labels)
