@@ -1,0 +1,1 @@
+"""The attributor: who made this image?"""

@@ -1,0 +1,1 @@
+"""Numbers about artifacts and attributions; pure functions of arrays."""
