@@ -14,7 +14,15 @@ import yaml
 from manifpt.errors import ConfigError, StorageError, TooManyRejected, WorkerError
 from manifpt.log import event
 
-__all__ = ["ArtifactsConfig", "IndexConfig", "ReferenceConfig", "parse", "rejection_budget", "run_command"]
+__all__ = [
+    "ArtifactsConfig",
+    "IndexConfig",
+    "ReferenceConfig",
+    "TrainConfig",
+    "parse",
+    "rejection_budget",
+    "run_command",
+]
 
 OwnSpaces = Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress]
 
@@ -107,6 +115,37 @@ class ArtifactsConfig:
     dry_run: bool = False
     """Print the plan, and do nothing."""
     own_spaces: OwnSpaces = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Trains an attributor on the artifacts of a run."""
+
+    artifacts: str
+    """A finished run of compute_artifacts."""
+    space: str
+    """One of the run's spaces."""
+    output: str
+    """The attributor bundle: a folder or prefix."""
+    network: Literal["resnet50", "small", "head"] | None = None
+    """resnet50: torchvision's, from ImageNet weights where they can be had. small: the released code's network and
+    schedule. head: one hidden layer. Default: resnet50 for image-shaped artifacts, head for vectors."""
+    seed: int = 0
+    """Of splits, weights and order."""
+    epochs: int | None = None
+    """At most. Default: the network's recipe."""
+    labels: str | None = None
+    """YAML that maps sources to labels (sources that are one generator) or to null (left out)."""
+    min_images: int = 1
+    """Labels with fewer images are left out."""
+    most_images: int | None = None
+    """Images of a label at most."""
+    group_column: str | None = None
+    """Kept column: images that share its value stay on one side of the split (a latent, say)."""
+    workers: int | None = None
+    """Default: one a GPU, or one a node."""
+    tracker: Literal["tensorboard", "mlflow"] | None = None
+    """Also send metrics there; metrics.jsonl is always written."""
 
 
 Config = TypeVar("Config")

@@ -40,7 +40,7 @@ from manifpt.projecting import Projecting
 from manifpt.reader import ArtifactReader
 from manifpt.resources import ActorShare, Shares, share
 
-__all__ = ["artifact_rows", "connect", "environment", "on_one_node", "run", "run_tasks"]
+__all__ = ["artifact_rows", "cluster", "connect", "environment", "on_one_node", "run", "run_tasks"]
 
 # Its errors reach us as exceptions, its progress as ours; the full story is in Ray's own log files.
 logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -193,7 +193,9 @@ def _reader(run: str, space: str) -> ArtifactReader:
     return ArtifactReader(run, space)  # a lazy space's reference is loaded once a process
 
 
-def run_tasks(work: Callable[..., Any], items: Sequence[tuple[Any, ...]], cpus: float, gpus: float = 0) -> Iterator[Any]:
+def run_tasks(
+    work: Callable[..., Any], items: Sequence[tuple[Any, ...]], cpus: float, gpus: float = 0
+) -> Iterator[Any]:
     """Calls a function for each item, in tasks, and yields what they return as each ends."""
     task = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus, max_retries=_TASK_RETRIES["max_retries"])
     waiting = [task.remote(work, item, environment()) for item in items]
@@ -277,6 +279,13 @@ def _shares(plan: Plan, most_actors: int | None) -> Shares:
 
 
 _NODE_TO_COME_CPUS = 4.0
+
+
+def cluster() -> tuple[float, float, int]:
+    """CPUs, GPUs and nodes there are now; those of one small node where an autoscaler has yet to bring the first."""
+    resources = ray.cluster_resources()
+    nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+    return resources.get("CPU") or _NODE_TO_COME_CPUS, resources.get("GPU", 0), max(1, nodes)
 
 
 def on_one_node() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ActorShare", "Shares", "share"]
+__all__ = ["ActorShare", "Shares", "TrainingShares", "share", "share_training"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +86,40 @@ def share(
     if decode_tasks in {actor.most for actor in (encode, projecting) if actor}:
         decode_tasks += 1  # Ray Data fuses tasks into actors of the same number, and decoding would wait for a GPU
     return Shares(round(task_cpus, 3), decode_tasks, encode, projecting)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingShares:
+    """Workers that train together.
+
+    Attributes:
+        workers: of one process each.
+        worker_cpus: reserved for each, for as long as training lasts.
+        threads: that each computes with.
+        task_cpus: for a task that reads.
+        gpu: whether each has one.
+    """
+
+    workers: int
+    worker_cpus: float
+    threads: int
+    task_cpus: float
+    gpu: bool
+
+
+def share_training(cpus: float, gpus: float, nodes: int, workers: int | None = None) -> TrainingShares:
+    """Shares a cluster among training workers: one a GPU, or one a node, whose threads then do what workers could.
+
+    Reading is left at least a quarter of a small cluster's CPUs, or one CPU: workers that hold all of them would wait
+    for artifacts forever.
+
+    Args:
+        cpus, gpus, nodes: in the cluster.
+        workers: asked for; None: as above.
+    """
+    count = workers or max(1, int(gpus) if gpus else nodes)
+    task_cpus = min(1.0, cpus / 4)
+    each = min((cpus - task_cpus) / count, 4.0 if gpus else cpus)
+    worker_cpus = float(int(each)) if each >= 1 else round(each - 0.005, 2)
+    threads = max(1, int(cpus / count))
+    return TrainingShares(count, worker_cpus, threads, round(task_cpus, 3), count <= gpus)

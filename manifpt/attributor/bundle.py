@@ -70,11 +70,15 @@ class Attributor:
             )
             data = store.read(join(uri, "model.safetensors"))
         except FileNotFoundError as error:
-            raise ConfigError(f"There is no finished attributor at {uri}; train one: jobs/train_attributor.py.") from error
+            raise ConfigError(
+                f"There is no finished attributor at {uri}; train one: jobs/train_attributor.py."
+            ) from error
         except ValueError as error:
             raise ConfigError(f"The attributor {uri} is damaged ({error}); train it again.") from error
         if config.get("format") != _FORMAT:
-            raise ConfigError(f"The attributor {uri} has format {config.get('format')!r}; this version reads {_FORMAT}.")
+            raise ConfigError(
+                f"The attributor {uri} has format {config.get('format')!r}; this version reads {_FORMAT}."
+            )
         if hashlib.sha256(data).hexdigest() != config["weights_sha256"]:
             raise ConfigError(f"The weights of {uri} are not those that its config names; train it again.")
         network = make_network(config["network"], tuple(config["shape"]), len(labels))
@@ -89,7 +93,9 @@ class Attributor:
         """
         artifacts = np.asarray(artifacts)
         if artifacts.shape[1:] != self.shape:
-            raise ConfigError(f"This attributor takes artifacts of shape {list(self.shape)}, not {list(artifacts.shape[1:])}.")
+            raise ConfigError(
+                f"This attributor takes artifacts of shape {list(self.shape)}, not {list(artifacts.shape[1:])}."
+            )
         if not np.isfinite(artifacts).all():
             raise ConfigError("Artifacts hold numbers that are not finite: compute them again.")
         batches = from_arrays(artifacts, np.zeros(len(artifacts), np.int64), _BATCH)
@@ -108,8 +114,8 @@ class Attributor:
         unknown = sorted(set(sources) - set(known))
         if unknown:
             raise ConfigError(
-                f"This attributor does not know {', '.join(unknown[:3])}{' and others' if len(unknown) > 3 else ''}; it "
-                f"knows {', '.join(self.labels)}. Map them with --labels, or train it with them."
+                f"This attributor does not know {', '.join(unknown[:3])}{' and others' if len(unknown) > 3 else ''}; "
+                f"it knows {', '.join(self.labels)}. Map them with --labels, or train it with them."
             )
         return np.array([known[source] for source in sources], np.int64)
 

@@ -1,4 +1,4 @@
-"""A training's state as files without pickle: tensors as safetensors, the rest as JSON, with a digest of the tensors."""
+"""A training's state as files without pickle: tensors as safetensors, and JSON with their digest."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ from manifpt.attributor.networks import AttributorNetwork, make_network
 from manifpt.attributor.training import Batch, Recipe, State, Trainer, fit, from_arrays, outputs_of
 from manifpt.errors import ConfigError, WorkerError
 from manifpt.reader import ArtifactReader
+from manifpt.resources import TrainingShares
 from manifpt.spaces import SpaceSpec
 from manifpt.spaces.weights import load_state as load_weights
 from manifpt.storage import join, store_of
@@ -53,83 +54,96 @@ class Job:
     """What all workers do.
 
     Attributes:
+        attempt: a name of this call.
         output: the training's folder.
         run, space, shape, labels: of the artifacts.
-        parts: by side.
+        train_rows: training artifacts.
+        validation, test: which artifacts these are.
         network, recipe, weight_s: what is trained.
         weights: of a network space whose weights to start from.
         seed: of weights and order.
-        workers, threads, gpu: how it is spread.
+        shares: how it is spread.
     """
 
+    attempt: str
     output: str
     run: str
     space: str
     shape: tuple[int, ...]
     labels: tuple[str, ...]
-    train: Sequence[Part]
+    train_rows: int
     validation: Sequence[Part]
     test: Sequence[Part]
     network: str
     recipe: Recipe
-    weight_s: np.ndarray
+    weight_s: torch.Tensor
     weights: SpaceSpec | None
     seed: int
-    workers: int
-    threads: int
-    worker_cpus: float
-    task_cpus: float
-    gpu: bool
+    shares: TrainingShares
 
 
-def run_training(job: Job) -> None:
+def run_training(job: Job, train: Sequence[Part]) -> None:
     """Trains, or goes on from the newest checkpoint; leaves `network.safetensors` and `predictions/` in the output.
 
     Raises:
+        ConfigError: what a worker found in the artifacts.
         WorkerError: the workers died again and again.
     """
+    shares = job.shares
+    resources = {"CPU": shares.worker_cpus} | ({"GPU": 1.0} if shares.gpu else {})
     trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config={"job": job, "s3": pipeline.environment()},
-        scaling_config=ScalingConfig(
-            num_workers=job.workers, use_gpu=job.gpu, resources_per_worker={"CPU": job.worker_cpus} | ({"GPU": 1} if job.gpu else {})
-        ),
+        scaling_config=ScalingConfig(num_workers=shares.workers, use_gpu=shares.gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name="checkpoints",
             storage_path=job.output,
             failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
-        datasets={"train": pipeline.artifact_rows(job.run, job.space, job.train, job.task_cpus)},
+        datasets={"train": pipeline.artifact_rows(job.run, job.space, train, shares.task_cpus)},
         dataset_config=DataConfig(datasets_to_split=["train"]),
     )
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise _told(error) from error
-
-
-def _told(error: BaseException) -> BaseException:
-    """A sentence for the user, where a worker had one; the errors of workers come wrapped."""
-    seen: list[BaseException] = [error]
-    for found in seen:
-        causes = [found.__cause__, *getattr(found, "worker_failures", {}).values()]
-        seen += [cause for cause in causes if isinstance(cause, BaseException) and cause not in seen]
-    for found in seen:
-        text = str(found)
-        if "ConfigError:" in text:
-            return ConfigError(text.rpartition("ConfigError:")[2].strip().splitlines()[0])
-    last = str(seen[-1]).strip().splitlines()
-    return WorkerError(
-        f"Training workers failed {_MAX_FAILURES + 1} times; the same command goes on from the newest checkpoint. The "
-        f"last error: {last[-1] if last else type(error).__name__}"
-    )
+        last = str(error).strip().splitlines()
+        raise WorkerError(
+            f"Training workers failed {_MAX_FAILURES + 1} times; the same command goes on from the newest checkpoint. "
+            f"The last error: {last[-1] if last else type(error).__name__}"
+        ) from error
+    told = _told_by_worker(job)
+    if told is not None:
+        raise ConfigError(told)
 
 
 def _work(config: dict[str, Any]) -> None:
+    """One worker. What the user has to know is left as a file: Ray Train would try again what can't succeed."""
     job: Job = config["job"]
     os.environ.update(config["s3"])
-    torch.set_num_threads(job.threads)
+    if _told_by_worker(job) is not None:
+        return
+    try:
+        _train(job)
+    except ConfigError as error:
+        store_of(job.output).write(_error_uri(job), str(error).encode())
+        raise
+
+
+def _error_uri(job: Job) -> str:
+    return join(job.output, "errors", f"{job.attempt}.txt")
+
+
+def _told_by_worker(job: Job) -> str | None:
+    try:
+        return store_of(job.output).read(_error_uri(job)).decode()
+    except FileNotFoundError:
+        return None
+
+
+def _train(job: Job) -> None:
+    workers = job.shares.workers
+    torch.set_num_threads(job.shares.threads)
     context = ray.train.get_context()
     rank, device = context.get_world_rank(), str(ray.train.torch.get_device())
     torch.manual_seed(job.seed)  # the same weights on every worker
@@ -140,12 +154,12 @@ def _work(config: dict[str, Any]) -> None:
     torch.manual_seed(job.seed * 1_000_003 + rank)  # dropout differs
     rows = _Rows(job, rank)
     network.standardize(*_mean_and_std(rows.all(), job.shape))
-    batch_size = max(2, job.recipe.batch_size // job.workers)
+    batch_size = max(2, job.recipe.batch_size // workers)
     size = min(batch_size, rows.count)
-    trainer = Trainer(network, job.recipe, torch.from_numpy(job.weight_s).float(), rows.count // size, device,
+    trainer = Trainer(network, job.recipe, job.weight_s, rows.count // size, device,
                       ray.train.torch.prepare_model, _summed)  # fmt: skip
-    reader = ArtifactReader(job.run, job.space, job.threads, "cuda" if job.gpu else "cpu")
-    validation = _Held(reader, job.validation[rank :: job.workers])
+    reader = ArtifactReader(job.run, job.space, job.shares.threads, "cuda" if job.shares.gpu else "cpu")
+    validation = _Held(reader, job.validation[rank::workers])
 
     def on_epoch(state: State) -> None:
         if rank == 0:
@@ -160,11 +174,9 @@ def _work(config: dict[str, Any]) -> None:
     state = fit(trainer, lambda epoch: rows.epoch(epoch, size), validation.batches, _resumed(), on_epoch)
     if rank == 0:
         _write_tensors(job.output, state)
-    test = _Held(reader, job.test[rank :: job.workers])
+    test = _Held(reader, job.test[rank::workers])
     for side, held in (("validation", validation), ("test", test)):
         _write_predictions(job.output, f"{side}-{rank:05d}", network, held.batches(), device)
-    if job.workers > 1:
-        torch.distributed.barrier()
 
 
 def _resumed() -> State | None:
@@ -240,8 +252,7 @@ class _Rows:
     def __init__(self, job: Job, rank: int) -> None:
         self._shard = ray.train.get_dataset_shard("train")
         self._seed = job.seed * 1_000_003 + rank
-        rows = sum(len(part.row_n) for part in job.train)
-        self.count = rows // job.workers  # equal shares: what is left over is left out
+        self.count = job.train_rows // job.shares.workers  # equal shares: what is left over is left out
         row_bytes = 4 * int(np.prod(job.shape))
         budget_bytes = _KEPT_PART * _memory_bytes() / max(1, ray.train.get_context().get_local_world_size())
         self._buffer_rows = max(1024, int(budget_bytes / row_bytes))

@@ -158,15 +158,13 @@ def select_examples(run: str, space: str, choice: Choice) -> Examples:
     labels = tuple(sorted({label for label in named if label is not None}))
     if len(labels) < 2:
         raise ConfigError(
-            f"{run} has images of {len(labels)} label{'s' if len(labels) != 1 else ''} ({', '.join(labels) or 'none'}): "
-            f"an attributor needs two or more."
+            f"{run} has images of {len(labels)} label(s) ({', '.join(labels) or 'none'}): an attributor needs two or "
+            f"more."
         )
     number = {label: n for n, label in enumerate(labels)}
     label_n = np.array([number[str(label)] for label in named], np.int64)
     side_n = _sides(table, label_n, labels, choice)
-    return Examples(
-        run, spec, shape, plan.estimate, plan.reference_digest, labels, table, label_n, side_n, left_out
-    )
+    return Examples(run, spec, shape, plan.estimate, plan.reference_digest, labels, table, label_n, side_n, left_out)
 
 
 def _rows(run: str, plan: Plan, spec: SpaceSpec, group_column: str | None) -> tuple[pa.Table, tuple[int, ...]]:
@@ -233,7 +231,9 @@ def _wanted(table: pa.Table, choice: Choice) -> tuple[pa.Table, dict[str, int]]:
             table = table.filter(pa.array(mask_n))
 
     twins = table["twin"].to_pylist()
-    is_copy = [s == REAL and t in ("copy", "near_copy") for s, t in zip(table["source"].to_pylist(), twins, strict=True)]
+    is_copy = [
+        s == REAL and t in ("copy", "near_copy") for s, t in zip(table["source"].to_pylist(), twins, strict=True)
+    ]
     keep(~np.array(is_copy, bool), "real near copies of the reference")
     named = [choice.labels.get(source, source) for source in table["source"].to_pylist()]
     keep(np.array([label is not None for label in named], bool), "sources left out by the label map")

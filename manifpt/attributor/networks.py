@@ -120,8 +120,8 @@ _LEAST_MAP_PX = 4
 
 
 def _resnet50(shape: tuple[int, ...], sources: int) -> AttributorNetwork:
-    """torchvision's (paper, Fig. 3). It shrinks an image 32 times; below 128 px its first strides are left out, with the
-    same weights, so that its last map has at least 4 x 4 places."""
+    """torchvision's (paper, Fig. 3). It shrinks an image 32 times; below 128 px its first strides are left out, with
+    the same weights, so that its last map has at least 4 x 4 places."""
     from torchvision.models import resnet50
 
     body = resnet50(weights=None)
@@ -139,4 +139,3 @@ NETWORKS: dict[str, Callable[[tuple[int, ...], int], AttributorNetwork]] = {
     "small": _small,
     "head": _head,
 }
-

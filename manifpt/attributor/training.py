@@ -17,9 +17,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from manifpt.attributor.networks import AttributorNetwork
+from manifpt.attributor.networks import AttributorNetwork, make_network
 
-__all__ = ["RECIPES", "Batch", "Epoch", "Recipe", "State", "Trainer", "class_weights", "fit", "from_arrays", "outputs_of"]
+__all__ = [
+    "RECIPES",
+    "Batch",
+    "Epoch",
+    "Recipe",
+    "State",
+    "Trainer",
+    "check_network",
+    "class_weights",
+    "fit",
+    "from_arrays",
+    "outputs_of",
+]
 
 # Artifacts [B, ...] in any float format, source numbers int64 [B], row numbers int64 [B].
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -157,7 +169,7 @@ class Trainer:
                 logits_bs.float(), label_b, self._weight_s, label_smoothing=self.recipe.label_smoothing
             )
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimizer.step()
             right = (logits_bs.detach().argmax(1) == label_b).sum()
             sums += torch.stack([loss.detach().double() * len(label_b), right.double(), right.new_tensor(len(label_b))])
@@ -270,7 +282,8 @@ def outputs_of(network: AttributorNetwork, batches: Iterable[Batch], device: str
             with autocast(device):
                 features = network.features(artifacts)
                 logits = network.classifier(features)
-            yield Outputs(*(t.float().cpu().numpy() for t in (logits, features)), label_b.numpy(), row_b.numpy())
+            logits_bs, features_bf = (tensor.float().cpu().numpy() for tensor in (logits, features))
+            yield Outputs(logits_bs, features_bf, label_b.numpy(), row_b.numpy())
 
 
 def autocast(device: str) -> contextlib.AbstractContextManager[Any]:
@@ -278,6 +291,14 @@ def autocast(device: str) -> contextlib.AbstractContextManager[Any]:
     if device.startswith("cuda") and torch.cuda.is_bf16_supported():
         return torch.autocast("cuda", torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def check_network(name: str, shape: tuple[int, ...]) -> None:
+    """Raises:
+    ConfigError: there is no such network, or it takes artifacts of another shape.
+    """
+    with torch.device("meta"):
+        make_network(name, shape, 2)
 
 
 def class_weights(label_b: np.ndarray, sources: int, balanced: bool = True) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from manifpt.storage import join
 
-__all__ = ["SAMPLE_PLAN", "say_artifacts", "say_plan", "say_reference"]
+__all__ = ["SAMPLE_PLAN", "say_artifacts", "say_attributor", "say_plan", "say_reference"]
 
 
 SAMPLE_PLAN = """The shipped sample: 1,497 real digits become a reference, in rgb and frequency; 2,300 images
@@ -45,6 +45,25 @@ def say_artifacts(summary: dict[str, Any], output: str) -> str:
     lines += ["", f"  shards   {join(output, 'artifacts')}", f"  summary  {join(output, 'summary.json')}"]
     lines += [f"  picture  {join(output, 'preview.png')}"]
     return "\n".join(lines)
+
+
+def say_attributor(metrics: dict[str, Any], output: str) -> str:
+    """After `train_attributor`."""
+    spent = _duration(metrics["training_s"])
+    how = f"Trained for {metrics['epochs']} epochs in {spent}, {metrics['images_per_s']:,.0f} images/s"
+    lines = [
+        f"{how if metrics['trained'] else 'Was trained before'}: {output}",
+        f"  accuracy {100 * metrics['accuracy']:.1f} % on {sum(metrics['test_images']):,} test images "
+        f"(mean over sources {100 * metrics['balanced_accuracy']:.1f} %), FD ratio {metrics['fd_ratio']:.2f}",
+        "",
+        f"  {'source':<34}{'test images':>12}{'precision':>11}{'recall':>9}",
+    ]
+    for label, images, precision, recall in zip(
+        metrics["labels"], metrics["test_images"], metrics["precision"], metrics["recall"], strict=True
+    ):
+        shown = "-" if precision is None else f"{100 * precision:.1f} %"
+        lines.append(f"  {label[:33]:<34}{images:>12}{shown:>11}{100 * recall:>7.1f} %")
+    return "\n".join([*lines, "", f"  model card  {join(output, 'README.md')}"])
 
 
 def say_plan(plan: dict[str, Any]) -> str:

@@ -1,0 +1,34 @@
+"""How far a probability can be believed: one temperature, fitted where the network was not trained.
+
+Legend: N images, S labels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+
+__all__ = ["fit_temperature", "probabilities"]
+
+_BOUNDS = (-3.0, 3.0)  # of log T
+
+
+def fit_temperature(logits_ns: np.ndarray, label_n: np.ndarray) -> float:
+    """T that minimises the cross-entropy of softmax(logits / T), every label counting the same.
+
+    Temperature scaling of Guo et al. (ICML 2017, section 4.2). It changes no attribution.
+    """
+    count_s = np.bincount(label_n, minlength=logits_ns.shape[1])
+    weight_n = 1 / count_s[label_n]
+
+    def cross_entropy(log_temperature: float) -> float:
+        log_p_ns = log_softmax(logits_ns.astype(np.float64) / np.exp(log_temperature), axis=1)
+        return float(-(weight_n * log_p_ns[np.arange(len(label_n)), label_n]).sum() / weight_n.sum())
+
+    return float(np.exp(minimize_scalar(cross_entropy, bounds=_BOUNDS, method="bounded").x))
+
+
+def probabilities(logits_ns: np.ndarray, temperature: float) -> np.ndarray:
+    """float64 [N, S], rows of sum 1."""
+    return softmax(logits_ns.astype(np.float64) / temperature, axis=1)
