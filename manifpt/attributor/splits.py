@@ -57,10 +57,15 @@ def assign_splits(
 
     Raises:
         ConfigError: fewer than two labels, a label of fewer than three components, or labels so tied to each other that
-            no split with all of them on each side was found. Also fractions or ids that are none.
+            no split with all of them on each side was found. Also fractions or ids that are none, and columns of
+            unequal lengths.
     """
     if len(fractions) != len(SIDES) or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ConfigError(f"The fractions {tuple(fractions)} are not three numbers above 0 with a sum of 1.")
+    if len({len(ids), len(label_b), *(len(key) for key in keys)}) > 1:
+        raise ConfigError(
+            f"There are {len(label_b)} labels, {len(ids)} ids or another number of keys; give one of each."
+        )
     id_b = _strings(ids)
     order_b = pc.sort_indices(id_b)
     _refuse_duplicates(id_b.take(order_b))
@@ -184,6 +189,8 @@ def _repair(count_cl: sparse.csr_array, side_c: np.ndarray) -> np.ndarray:
     held_ls = _held(count_cl, side_c)
     size_c, member_cl = count_cl.sum(axis=1), count_cl.tocsc()
     for label, side in np.argwhere(held_ls == 0):
+        if held_ls[label, side]:  # a move for another label has filled it
+            continue
         own_c = member_cl.indices[member_cl.indptr[label] : member_cl.indptr[label + 1]]
         for component in own_c[np.argsort(size_c[own_c], kind="stable")]:
             tied_l = count_cl.indices[count_cl.indptr[component] : count_cl.indptr[component + 1]]

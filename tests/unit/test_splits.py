@@ -184,6 +184,8 @@ def test_bad_fractions_and_ids_are_refused() -> None:
         assign_splits(label_b, [], names(6), 0, (0.8, 0.0, 0.2))
     with pytest.raises(ConfigError, match="'x'"):
         assign_splits(label_b, [], ["x", "a", "b", "c", "x", "d"], 0)
+    with pytest.raises(ConfigError, match="one of each"):
+        assign_splits(label_b, [[None] * 5], names(6), 0)
 
 
 def test_a_million_images_take_seconds() -> None:
