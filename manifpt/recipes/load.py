@@ -13,7 +13,8 @@ import yaml
 
 from manifpt.errors import ConfigError
 from manifpt.manifest import REAL
-from manifpt.recipes.schema import Design, Recipe, checked
+from manifpt.recipes.check import checked
+from manifpt.recipes.schema import Design, Recipe
 
 __all__ = ["built", "designs", "families", "labels", "read_yaml", "recipe", "shipped"]
 

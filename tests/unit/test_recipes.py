@@ -364,6 +364,21 @@ def test_parts_of_one_file_are_apart_where_no_path_has_both_prefixes(
         recipe(written(tmp_path, **changes))
 
 
+README = ROOT / "manifpt" / "recipes" / "README.md"
+
+
+def test_the_readmes_example_is_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(README.read_text().partition("```yaml\n")[2].partition("```")[0])
+    assert labels(recipe(str(tmp_path / "mine.yaml"))) == {"first_run": "mygan", "second_run": "mygan", "real": "real"}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_readmes_folders_are_the_recipes(name: str) -> None:
+    tree = README.read_text().partition(f"    images/{name.removeprefix('paper_')}/  ")[2]
+    folders = tree.partition("    images/")[0].partition("\n\n")[0].split()
+    assert folders == ["real", *(source.name for source in recipe(name).sources)]
+
+
 def test_a_crop_that_would_be_enlarged_is_refused(tmp_path: Path) -> None:
     real = {"reference": [{"path": "r.parquet", "crops_px": [7]}], "queries": [{"path": "q.parquet"}], "licence": "x"}
     with pytest.raises(ConfigError, match="a crop of less than 8 px would have to be enlarged"):
