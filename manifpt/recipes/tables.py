@@ -1,0 +1,47 @@
+"""The numbers that the paper reports, to print beside ours: Table 2 (attribution) and Table 4 (other data sets)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from manifpt.recipes.load import built, read_yaml
+
+__all__ = ["OURS", "Score", "paper_table2", "paper_table4"]
+
+OURS = ("ManiFPT_RGB", "ManiFPT_FREQ", "ManiFPT_SL", "ManiFPT_SSL")  # rows of the paper's own method
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One cell pair of Table 2.
+
+    Attributes:
+        accuracy, std: percent; over how many runs is not known.
+        fd_ratio: between-class over within-class Fréchet distance of the classifier's features.
+    """
+
+    accuracy: float
+    std: float
+    fd_ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tables:
+    source: str
+    table2: dict[str, dict[str, Score]]
+    table4: dict[str, dict[str, float]]
+
+
+def _tables() -> _Tables:
+    return built(_Tables, read_yaml("paper_tables", is_shipped=True), "paper_tables")
+
+
+def paper_table2() -> Mapping[str, Mapping[str, Score]]:
+    """Method -> data set (`cifar10`, `celeba`, `chq`, `ffhq`) -> score, in the paper's order."""
+    return _tables().table2
+
+
+def paper_table4() -> Mapping[str, Mapping[str, float]]:
+    """Method -> `train->test` (as `cifar10->celeba`) -> accuracy in percent, in the paper's order."""
+    return _tables().table4
