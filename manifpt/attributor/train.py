@@ -206,7 +206,7 @@ def _finish(output: str, examples: Examples, facts: Mapping[str, Any]) -> dict[s
     temperature = fit_temperature(to_numpy(validation["logits"]), examples.label_n[validation["row"].to_numpy()])
     label_n, logits_ns = examples.label_n[test["row"].to_numpy()], to_numpy(test["logits"])
     predicted_n = logits_ns.argmax(1)
-    confusion_ss = confusion(label_n, predicted_n, len(examples.labels))
+    confusion_ss = confusion(label_n, predicted_n, examples.labels)
     precision_s, recall_s = precision_recall(confusion_ss)
     calibration = {
         "temperature": temperature,
