@@ -10,8 +10,9 @@ the original's code and what is not. A new baseline is one file and one line in 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -59,17 +60,21 @@ class Baseline(Protocol):
         ...
 
 
-def _lazy(module: str, cls: str) -> Callable[[int, tuple[int, int], int, int], Baseline]:
-    def make(sources: int, size_px: tuple[int, int], seed: int, threads: int) -> Baseline:
+def _lazy(module: str, cls: str) -> Callable[..., Baseline]:
+    def make(sources: int, size_px: tuple[int, int], seed: int, threads: int, **settings: Any) -> Baseline:
         # torch and scikit-learn cost seconds; whoever only needs the names does without.
         kind = getattr(importlib.import_module(f"manifpt.baselines.{module}"), cls)
-        return cast(Baseline, kind(sources, size_px, seed, threads))
+        known = list(inspect.signature(kind).parameters)[4:]
+        for setting in settings:
+            if setting not in known:
+                raise ConfigError(f"Baseline {module!r} has no setting {setting!r}; known: {', '.join(known)}.")
+        return cast(Baseline, kind(sources, size_px, seed, threads, **settings))
 
     return make
 
 
 # In the order of the paper's Table 2.
-BASELINES: dict[str, Callable[[int, tuple[int, int], int, int], Baseline]] = {
+BASELINES: dict[str, Callable[..., Baseline]] = {
     "mccloskey18": _lazy("mccloskey18", "McCloskey18"),
     "nataraj19": _lazy("nataraj19", "Nataraj19"),
     "durall20": _lazy("durall20", "Durall20"),
@@ -81,8 +86,10 @@ BASELINES: dict[str, Callable[[int, tuple[int, int], int, int], Baseline]] = {
 }
 
 
-def make_baseline(name: str, sources: int, size_px: tuple[int, int], seed: int, threads: int = 1) -> Baseline:
-    """A baseline with its original's settings; its class takes others.
+def make_baseline(
+    name: str, sources: int, size_px: tuple[int, int], seed: int, threads: int = 1, **settings: Any
+) -> Baseline:
+    """A baseline, with its original's settings where none are given.
 
     Args:
         name: a key of `BASELINES`.
@@ -90,10 +97,11 @@ def make_baseline(name: str, sources: int, size_px: tuple[int, int], seed: int, 
         size_px: height and width of every image.
         seed: of whatever is random; the same seed gives the same scores on a CPU.
         threads: CPU threads for its arithmetic.
+        settings: of this baseline's class, such as `budget_images` of those that learn.
 
     Raises:
-        ConfigError: an unknown name, fewer than two sources, or images that are too small.
+        ConfigError: an unknown name or setting, fewer than two sources, or images that are too small.
     """
     if name not in BASELINES:
         raise ConfigError(f"Unknown baseline {name!r}; known: {', '.join(BASELINES)}.")
-    return BASELINES[name](sources, size_px, seed, threads)
+    return BASELINES[name](sources, size_px, seed, threads, **settings)

@@ -7,8 +7,8 @@ rings of integer radius around ((W - 1) / 2, (W - 1) / 2), half a pixel from zer
 outermost ring are lost to a sum of differences, so floor((N - 1) / sqrt 2) - 1 values are left of N x N pixels: 20 at
 32 px, 43 at 64, 179 at 256. Small images (CelebA): the profile, not the image, is brought to 80 points by cubic
 interpolation and divided by its first value. 1,024 px (Faces-HQ): the 722 values as they are. Four classifiers, each
-reported: support vector machines, linear, rbf (C 6.37, gamma 0.86) and poly, and logistic regression (liblinear,
-1,000 iterations), on features that aren't standardised. scikit-learn's gamma of that time was 1 / R, so poly has that.
+reported: support vector machines, linear, rbf (C 6.37, gamma 0.86) and poly, and logistic regression (liblinear, 1,000
+iterations), on features that aren't standardised. scikit-learn's gamma of that time was 1 / R, so poly has that.
 
 Our reading: 80 points under 256 px, the values as they are from there on; of the four, the best on validation; classes
 weighted alike, which changes nothing for equal classes, as the original's are; each axis has its own centre where an

@@ -6,14 +6,16 @@ Known from the original's code (MATLAB, tarikdzanic/FourierSpectrumDiscrepancies
 which those with a radius over half of sqrt((H/2)^2 + (W/2)^2) are put into 200 equal bins of radius, mean of each; a
 bin of exactly zero gets the mean of its neighbours; moving average of 5, shorter at both ends; of that the part from
 0.85 of the largest radius on, bins 141 to 200 (a variable says 0.75, and isn't used); y = y_i (x / x_1)^c fitted by
-Nelder-Mead from c = -2, least squares; features c, y_i, y_f: exponent, first and last value. Nearest neighbours, k = 5,
-standardised, on 100 images a class, classes balanced by repeating images. Radii are measured from row H/2 and column
-W/2, counted from 1, which is one pixel before zero frequency on both axes: kept, since the numbers depend on it.
+Nelder-Mead from c = -2, least squares; features c, y_i, y_f: exponent, first and last value. Nearest neighbours, k =
+5, standardised, on 100 images a class, classes balanced by repeating images. Radii are measured from row H/2 and
+column W/2, counted from 1, which is one pixel before zero frequency on both axes: kept, since the numbers depend on
+it.
 
 Our reading: a bin without any coefficient, which the original's large images don't have and half of the bins have at
-32 px, is filled like a zero one, by linear interpolation between its nearest neighbours that have a value. All training
-images are used, balanced by repetition. A later re-evaluation by others had a support vector machine (rbf) on the same
-features, settings unknown: it is the second candidate, with scikit-learn's; of equals the original's neighbours win.
+32 px, is filled like a zero one, by linear interpolation between its nearest neighbours that have a value. All
+training images are used, balanced by repetition. A later re-evaluation by others had a support vector machine (rbf) on
+the same features, settings unknown: it is the second candidate, with scikit-learn's; of equals the original's
+neighbours win.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every baseline asks of its images, and the grey image that the hand-crafted ones start from.
+"""What every baseline asks of its images, and what several of them do to pixels.
 
 Legend: B images, H W pixels.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 from manifpt.errors import ConfigError
 
-__all__ = ["MIN_PX", "Shape", "chunks", "grey"]
+__all__ = ["MIN_PX", "Shape", "chunks", "grey", "mirrored", "reflected"]
 
 MIN_PX = 16  # a side; under it there are too few radii and too few pixels at half resolution
 _CHUNK_PIXELS = 1 << 21
@@ -81,3 +81,16 @@ def grey(images_bchw: np.ndarray) -> np.ndarray:
     """
     red, green, blue = (images_bchw[:, c].astype(np.uint32) for c in range(3))
     return ((19_595 * red + 38_470 * green + 7_471 * blue + (1 << 15)) >> 16).astype(np.uint8)
+
+
+def mirrored(images_bchw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """About half of the images, left and right exchanged: uint8 [B, C, H, W] -> the same."""
+    is_mirrored_b = rng.random(len(images_bchw)) < 0.5
+    return np.where(is_mirrored_b[:, None, None, None], images_bchw[..., ::-1], images_bchw)
+
+
+def reflected(images_bchw: np.ndarray, side_px: int) -> np.ndarray:
+    """Reflected outwards to a square, if it isn't one: uint8 [B, C, H, W] -> uint8 [B, C, side, side]."""
+    missing = (side_px - images_bchw.shape[2], side_px - images_bchw.shape[3])
+    pads = [(pixels // 2, pixels - pixels // 2) for pixels in missing]
+    return np.pad(images_bchw, [(0, 0), (0, 0), *pads], mode="reflect")

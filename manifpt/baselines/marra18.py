@@ -2,17 +2,18 @@
 
 Legend: B images, H W pixels.
 
-The paper compares detectors on image-to-image translation; which of them the table has isn't known, so it is the paper's
-best: Xception, with ImageNet weights, fine-tuned (both from memory). No code of theirs is known, nor its settings.
+The paper compares detectors on image-to-image translation; which of them the table has isn't known, so it is the
+paper's best: Xception, with ImageNet weights, fine-tuned (both from memory). No code of theirs is known, nor its
+settings.
 
 The network is Chollet's: entry flow conv 32 and 64, then blocks of 128, 256 and 728 channels with two separable 3x3
 convolutions, a max-pool and a 1x1 shortcut each; middle flow eight blocks of three separable convolutions at 728; exit
 flow a block of 728 and 1,024, separable 1,536 and 2,048, mean over pixels. Batch normalisation after each convolution.
 
 Our reading. From scratch: Xception has no ImageNet weights in torchvision. Strides: of the first four that halve the
-image, as many are kept as leave the middle flow at least 8x8 px: four from 128 px on (8x8 there, 16x16 at 256), three at
-64, two at 32; those dropped are the first ones, where the traces are, and images under 32 px are reflected to 32. All
-convolutions pad, the first two as well, so that sizes halve exactly. Inputs in [-1, 1], mirrored at random. Adam,
+image, as many are kept as leave the middle flow at least 8x8 px: four from 128 px on (8x8 there, 16x16 at 256), three
+at 64, two at 32; those dropped are the first ones, where the traces are, and images under 32 px are reflected to 32.
+All convolutions pad, the first two as well, so that sizes halve exactly. Inputs in [-1, 1], mirrored at random. Adam,
 rate 1e-3, batch 32. `width` and `middle` make it smaller than the original, for a processor.
 """
 
@@ -22,8 +23,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from manifpt.baselines.inputs import mirrored, reflected
 from manifpt.baselines.network import Classifier, LearnedBaseline, Training
-from manifpt.baselines.yu19 import reflected
 
 __all__ = ["Marra18", "xception"]
 
@@ -67,17 +68,16 @@ class Marra18(LearnedBaseline):
         return (*super().notes, "from scratch: no ImageNet weights", *smaller)
 
     def _build(self) -> Classifier:
-        side_px = max(LEAST_PX, *self._shape.size_px)
+        side_px = max(LEAST_PX, min(self._shape.size_px))
         return xception(side_px, self._shape.sources, self._width, self._middle)
 
     def _inputs(self, images_bchw: np.ndarray) -> torch.Tensor:
-        if max(images_bchw.shape[2:]) < LEAST_PX:
-            images_bchw = reflected(images_bchw, LEAST_PX)
+        if min(images_bchw.shape[2:]) < LEAST_PX:
+            images_bchw = reflected(images_bchw, max(LEAST_PX, *images_bchw.shape[2:]))
         return torch.from_numpy(np.ascontiguousarray(images_bchw)).float() / 127.5 - 1
 
     def _augmented(self, images_bchw: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-        is_mirrored_b = rng.random(len(images_bchw)) < 0.5
-        return self._inputs(np.where(is_mirrored_b[:, None, None, None], images_bchw[..., ::-1], images_bchw))
+        return self._inputs(mirrored(images_bchw, rng))
 
 
 class _Block(nn.Module):

@@ -12,8 +12,8 @@ non-local means (7-px patches, 21-px search, h = 25); on three sources of real 3
 this (0.41 against 0.45 to 0.48) and took a hundred times as long. BM3D's assumed noise isn't known either, so the
 deviation sqrt n is the one of `NOISE` with the best validation accuracy.
 
-Our reading: one correlation over all pixels and channels. `features` are the S correlations, since they are all that the
-decision sees; the residual itself, P numbers, is larger than any sample a Frechet distance is computed from.
+Our reading: one correlation over all pixels and channels. `features` are the S correlations, since they are all that
+the decision sees; the residual itself, P numbers, is larger than any sample a Frechet distance is computed from.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def residual(images_bchw: np.ndarray, noise: float) -> np.ndarray:
 
 
 def correlations(residual_bp: np.ndarray, fingerprint_sp: np.ndarray) -> np.ndarray:
-    """Normalised: inner products of vectors without their mean, of unit norm. A constant vector correlates with nothing.
+    """Normalised: inner products of vectors without their mean, of unit norm; 0 with a constant vector.
 
     Args:
         residual_bp: float64 [B, P].

@@ -6,14 +6,14 @@ The paper has two cues. Exposure: how many pixels are near white or near black, 
 saturate; a linear support vector machine on those fractions. Chromaticity: histograms of r = R / (R + G + B) and g,
 given to a small network. No code of theirs is known.
 
-Known of the exposure cue, from memory of the paper: grey levels of at least 240, 245, 250, 255 and of at most 0, 5, 10,
-15, eight fractions in all; a later re-implementation has the first four, on 0.299 R + 0.587 G + 0.114 B.
-Our reading: that grey, rounded; each feature standardised, because fractions differ by orders of magnitude and a linear
+Known of the exposure cue, from memory of the paper: grey levels of at least 240, 245, 250, 255 and of at most 0, 5,
+10, 15, eight fractions in all; a later re-implementation has the first four, on 0.299 R + 0.587 G + 0.114 B. Our
+reading: that grey, rounded; each feature standardised, because fractions differ by orders of magnitude and a linear
 machine would see only the largest; classes weighted alike (`LinearSVC`, one against the rest, C = 1).
 
 The chromaticity cue is off (`chromaticity_bins = 0`): the network that classifies its histograms isn't known well
-enough to be rebuilt, and published results with it are near chance. With N > 0, fractions of an N x N histogram of
-(r, g) stand beside the eight, for the same linear machine; that is ours, not theirs. Grey images fill one bin of it.
+enough to be rebuilt, and published results with it are near chance. With N > 0, fractions of an N x N histogram of (r,
+g) stand beside the eight, for the same linear machine; that is ours, not theirs. Grey images fill one bin of it.
 """
 
 from __future__ import annotations

@@ -3,17 +3,18 @@
 Legend: B images, H W pixels, L grey levels.
 
 Known: a co-occurrence matrix of each colour channel of the raw pixels, 256 x 256 each, and a convolutional network on
-the three. From a later re-implementation: pairs are horizontal neighbours at distance 1, both orders counted, divided by
-the sum. From memory of the paper: conv 32 3x3, conv 32 5x5, max-pool; conv 64 3x3, conv 64 5x5, max-pool; conv 128 3x3,
-conv 128 5x5, max-pool; dense 256, dense 256, sigmoid; ReLU throughout. No code of theirs is known.
+the three. From a later re-implementation: pairs are horizontal neighbours at distance 1, both orders counted, divided
+by the sum. From memory of the paper: conv 32 3x3, conv 32 5x5, max-pool; conv 64 3x3, conv 64 5x5, max-pool; conv 128
+3x3, conv 128 5x5, max-pool; dense 256, dense 256, sigmoid; ReLU throughout. No code of theirs is known.
 
-Our reading: convolutions keep the size, pools are 2x2, the sigmoid becomes a softmax over the sources. Optimizer and rate
-aren't known: Adam, 1e-3, batch 32. The matrices are multiplied by L, a constant, so that one whose mass lies along its
-diagonal has entries near one there; their own entries, 1e-5 and less, would leave a network without normalisation blind.
+Our reading: convolutions keep the size, pools are 2x2, the sigmoid becomes a softmax over the sources. Optimizer and
+rate aren't known: Adam, 1e-3, batch 32. The matrices are multiplied by L, a constant, so that one whose mass lies
+along its diagonal has entries near one there; their own entries, 1e-5 and less, would leave a network without
+normalisation blind.
 
 Deviation for small images: a side under 128 px gives under 16,256 pairs (992 at 32 px) for 65,536 cells, nearly all of
-them empty, and the network would cost 6 GMAC an image. There L is 64: grey levels are merged by four. `levels=256` gives
-the original's matrices at any size.
+them empty, and the network would cost 6 GMAC an image. There L is 64: grey levels are merged by four. `levels=256`
+gives the original's matrices at any size.
 """
 
 from __future__ import annotations

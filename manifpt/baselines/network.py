@@ -40,7 +40,7 @@ class Training:
         batch: images a step.
         budget_images: images seen, repeats counted, after which training ends in any case.
         patience: evaluations without a gain in validation accuracy before the learning rate drops.
-        least_gain: of accuracy, to count as one.
+        least_gain: of accuracy, to count as one; twice that after the first drop.
         drops: how often the learning rate is divided by 10 before patience ends the training.
         smoothing: of the average of weights that predicts; 0: the last weights predict.
     """
@@ -64,7 +64,10 @@ class Training:
         """
         rate, decay = self.learning_rate, self.weight_decay
         if self.optimizer == "adam":
-            return torch.optim.Adam(network.parameters(), rate, self.betas, self.epsilon, weight_decay=decay)
+            # Fused: one pass over the weights, half the time of a step of ResNet50 on small images.
+            return torch.optim.Adam(
+                network.parameters(), rate, self.betas, self.epsilon, weight_decay=decay, fused=True
+            )
         if self.optimizer == "sgd":
             return torch.optim.SGD(network.parameters(), rate, self.momentum, weight_decay=decay)
         raise ConfigError(f"An optimizer is adam or sgd, not {self.optimizer!r}.")
@@ -94,6 +97,11 @@ class LearnedBaseline(ABC):
     name: str
 
     def __init__(self, sources: int, size_px: tuple[int, int], seed: int, threads: int, training: Training) -> None:
+        if not 1 <= training.batch <= training.budget_images:
+            raise ConfigError(
+                f"{self.name}: a batch of {training.batch} in a budget of {training.budget_images} images; "
+                f"budget_images has to hold at least one batch."
+            )
         self._shape, self._seed, self._threads, self.training = Shape(sources, size_px), seed, threads, training
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network: Classifier | None = None
@@ -130,7 +138,7 @@ class LearnedBaseline(ABC):
         """See `Baseline`."""
         self._shape.check_training(images_bchw, label_b, validation_bchw, validation_label_b)
         with _torch_state(self._seed, self._threads):
-            network = self._build().to(self._device, memory_format=torch.channels_last)
+            network = self._build().to(self._device).to(memory_format=torch.channels_last)
             # What predicts: the network itself, or an average of its weights over time.
             self._network = copy.deepcopy(network) if self.training.smoothing else network
             self._train(network, images_bchw, label_b, validation_bchw, validation_label_b)
@@ -148,9 +156,10 @@ class LearnedBaseline(ABC):
         optimizer = training.make_optimizer(network)
         count_s = np.bincount(label_b, minlength=self._shape.sources)
         weight_s = torch.tensor(len(label_b) / (len(count_s) * count_s), dtype=torch.float32, device=self._device)
-        steps = max(1, training.budget_images // training.batch)
+        steps = training.budget_images // training.batch
         interval = -(-max(len(images_bchw), min(_EVALUATED_EVERY, training.budget_images)) // training.batch)
-        best, best_state, waited, drops, self.history = (-1.0, 0.0), {}, 0, 0, []
+        best, best_state, reached, waited, drops = (-1.0, 0.0), {}, -1.0, 0, 0
+        self.history = []
         for step, row_b in zip(range(1, steps + 1), _batches(len(images_bchw), training.batch, rng), strict=False):
             network.train()
             inputs_bchw = self._moved(self._augmented(images_bchw[row_b], rng))
@@ -166,7 +175,10 @@ class LearnedBaseline(ABC):
                 continue
             found = self._evaluate(validation_bchw, validation_label_b, weight_s)
             self.history.append((self.images_seen, found[0]))
-            waited = 0 if found[0] >= best[0] + training.least_gain * 2 ** min(drops, 1) else waited + 1
+            if found[0] >= reached + training.least_gain * (2 if drops else 1):
+                reached, waited = found[0], 0
+            else:
+                waited += 1
             if found > best:
                 best, best_state = found, copy.deepcopy(self._network.state_dict())
             if waited >= training.patience:

@@ -6,16 +6,16 @@ Known from the original's code (PeterWang512/CNNDetection): ResNet50 with ImageN
 N(0, 0.02); Adam, rate 1e-4, betas 0.9 and 0.999, batch 64; images brought to 256 px, cropped at random to 224 (in the
 middle for validation), mirrored at random, ImageNet's mean and deviation. Augmentation "Blur+JPEG (0.5)": with
 probability 0.5 Gaussian blur with sigma from U[0, 3], then with probability 0.5 JPEG of a quality from 30 to 100.
-Patience is 5 epochs without a gain of 0.001 in validation accuracy; then the rate is divided by 10 and the gain is 0.002;
-it ends below a rate of 1e-6, after the second drop.
+Patience is 5 epochs without a gain of 0.001 in validation accuracy; then the rate is divided by 10 and the gain is
+0.002; it ends below a rate of 1e-6, after the second drop.
 
-Our reading: one class a source and cross-entropy instead of real or fake. No image is resized: enlarging a 32-px image to
-256 would smear the very traces, and the crop is 7/8 of each side, which is 224 at 256 px. JPEG is Pillow's; the original
-takes OpenCV's half of the time.
+Our reading: one class a source and cross-entropy instead of real or fake. No image is resized: enlarging a 32-px image
+to 256 would smear the very traces, and the crop is 7/8 of each side, which is 224 at 256 px. JPEG is Pillow's; the
+original takes OpenCV's half of the time.
 
-Weights: those in MANIFPT_WEIGHTS or the cache (`manifpt.spaces.weights`; the file's SHA-256 is checked). Where there are
-none the network starts from scratch, and `notes` says so: a deviation that costs accuracy, and isn't the original's
-method. `pretrained=True` insists on them, and downloads.
+Weights: those in MANIFPT_WEIGHTS or the cache (`manifpt.spaces.weights`; the file's SHA-256 is checked). Where there
+are none the network starts from scratch, and `notes` says so: a deviation that costs accuracy, and isn't the
+original's method. `pretrained=True` insists on them, and downloads.
 """
 
 from __future__ import annotations

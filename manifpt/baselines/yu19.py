@@ -2,18 +2,19 @@
 
 Legend: B images, C channels, H W pixels, N = side of the input.
 
-Known from the original's code (ningyu1991/GANFingerprints, network `C_patch`, postpool, latent_res -1): for sides N down
-to 8: conv 3x3, conv 3x3, 2x2 average pool; at 4x4: conv 3x3, dense 512, dense to the classes. With side 2^s the two
-convolutions have nf(s - 1) and nf(s - 2) channels, nf(t) = min(1024 / 2^t, 512): 64 and 128 at 32 px, 32 and 64 at 64,
-16 and 32 at 128, 8 and 16 at 256. Reflect padding, biases from zero, leaky ReLU 0.2 but for the last layer, no
+Known from the original's code (ningyu1991/GANFingerprints, network `C_patch`, postpool, latent_res -1): for sides N
+down to 8: conv 3x3, conv 3x3, 2x2 average pool; at 4x4: conv 3x3, dense 512, dense to the classes. With side 2^s the
+two convolutions have nf(s - 1) and nf(s - 2) channels, nf(t) = min(1024 / 2^t, 512): 64 and 128 at 32 px, 32 and 64 at
+64, 16 and 32 at 128, 8 and 16 at 256. Reflect padding, biases from zero, leaky ReLU 0.2 but for the last layer, no
 normalisation. Equalised learning rate: weights are drawn from N(0, 1) and multiplied by gain / sqrt(fan in) in the
 forward pass, gain sqrt 2, and 1 in the last layer. Inputs in [-1, 1], mirrored at random; softmax cross-entropy; Adam,
-rate 1e-3, betas 0 and 0.99, epsilon 1e-8, batch 32; weights averaged with 0.999. It trains until somebody stops it.
+rate 1e-3, betas 0 and 0.99, epsilon 1e-8, batch 32. It trains until somebody stops it. An average of weights, 0.999,
+is a parameter of the training function, which as released doesn't use it; here the average predicts.
 
 Our reading: the best state on validation, the end by patience or budget. The average of weights begins with a shorter
 memory, t / (t + 10) after t steps, and reaches 0.999 after 9,990: with 0.999 from the start the random first weights
-would be half of the average after 700 steps, which the original's millions of steps forget. A side that is no power of two
-is reflected outwards to the next one (28 to 32 px); the original's author resized instead, which destroys traces.
+would be half of the average after 700 steps, which the original's millions of steps forget. A side that is no power of
+two is reflected outwards to the next one (28 to 32 px); the original's author resized instead, which destroys traces.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from manifpt.baselines.inputs import mirrored, reflected
 from manifpt.baselines.network import Classifier, LearnedBaseline, Training
 
-__all__ = ["Yu19", "patch_classifier", "reflected"]
+__all__ = ["Yu19", "patch_classifier"]
 
 _CHANNELS = 1024
 _MOST_CHANNELS = 512
@@ -70,9 +72,7 @@ class Yu19(LearnedBaseline):
         return torch.from_numpy(reflected(images_bchw, self._side_px)).float() / 127.5 - 1
 
     def _augmented(self, images_bchw: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-        is_mirrored_b = rng.random(len(images_bchw)) < 0.5
-        mirrored = np.where(is_mirrored_b[:, None, None, None], images_bchw[..., ::-1], images_bchw)
-        return self._inputs(mirrored)
+        return self._inputs(mirrored(images_bchw, rng))
 
 
 class _Conv(nn.Module):
@@ -121,10 +121,3 @@ def patch_classifier(side_px: int, sources: int) -> Classifier:
 
 def _channels(stage: int) -> int:
     return min(_CHANNELS >> stage, _MOST_CHANNELS)
-
-
-def reflected(images_bchw: np.ndarray, side_px: int) -> np.ndarray:
-    """Reflected outwards to a square: uint8 [B, C, H, W] -> uint8 [B, C, side, side]; the same where it has that size."""
-    missing_y, missing_x = side_px - images_bchw.shape[2], side_px - images_bchw.shape[3]
-    pads = [(missing // 2, missing - missing // 2) for missing in (missing_y, missing_x)]
-    return np.pad(images_bchw, [(0, 0), (0, 0), *pads], mode="reflect")
