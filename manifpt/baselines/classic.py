@@ -71,12 +71,15 @@ class ClassicBaseline(ABC):
     def features(self, images_bchw: np.ndarray) -> np.ndarray:
         """The hand-crafted vector: float32 [B, F]."""
         self._shape.check(images_bchw)
-        parts = [self._features(part_bchw) for part_bchw in chunks(images_bchw)]
-        return np.concatenate(parts or [self._features(images_bchw)]).astype(np.float32)
+        if not len(images_bchw):
+            return self.features(np.zeros((1, *images_bchw.shape[1:]), np.uint8))[:0]
+        return np.concatenate([self._features(part) for part in chunks(images_bchw)]).astype(np.float32)
 
     def predict(self, images_bchw: np.ndarray) -> np.ndarray:
         """float32 [B, sources], scores of the picked classifier."""
         assert self._classifier is not None, "fit comes first"
+        if not len(images_bchw):  # scikit-learn refuses none
+            return np.empty((0, self._shape.sources), np.float32)
         return scores_of(self._classifier, self.features(images_bchw))
 
 

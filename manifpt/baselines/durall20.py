@@ -67,7 +67,7 @@ class Durall20(ClassicBaseline):
 
 
 def profile(grey_bhw: np.ndarray) -> np.ndarray:
-    """Azimuthal average of 20 log|F + 1e-8| (paper, equation 5; the repository's `radialProfile.py`).
+    """Azimuthal average of 20 log|F + 1e-8| (the repository's `radialProfile.py`).
 
     Args:
         grey_bhw: uint8 [B, H, W].

@@ -65,7 +65,7 @@ class Dzanic20(ClassicBaseline):
 
 
 def decay(grey_bhw: np.ndarray) -> np.ndarray:
-    """c, y_i and y_f of y = y_i (x / x_1)^c (paper, equation 4; the repository's `generatedata.m`).
+    """c, y_i and y_f of y = y_i (x / x_1)^c (the repository's `generatedata.m`).
 
     Args:
         grey_bhw: uint8 [B, H, W].
@@ -82,7 +82,7 @@ def decay(grey_bhw: np.ndarray) -> np.ndarray:
     # A radius on an edge belongs to the lower bin; the least one to the first.
     bin_p = np.maximum(np.searchsorted(edge_k, radius_p[is_kept_p], side="left") - 1, 0)
     mean_bk = ring_means(magnitude(grey_bhw).reshape(len(grey_bhw), -1)[:, is_kept_p], bin_p, BINS)
-    smooth_bk = _smoothed(np.stack([_filled(mean_k) for mean_k in mean_bk]) if len(mean_bk) else mean_bk)
+    smooth_bk = _smoothed(np.stack([_filled(mean_k) for mean_k in mean_bk]))
     first = round(BINS * (FITTED_FROM - KEPT_FROM) / (1 - KEPT_FROM))
     x_k, y_bk = ((edge_k[:-1] + edge_k[1:]) / 2)[first:], smooth_bk[:, first:]
     log_k = np.log(x_k / x_k[0])

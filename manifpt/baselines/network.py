@@ -25,7 +25,8 @@ from manifpt.errors import ConfigError
 
 __all__ = ["Classifier", "LearnedBaseline", "Training"]
 
-_EVALUATED_EVERY = 2_000  # images seen, or an epoch where that is more
+_EVALUATED_EVERY = 2_000  # images seen, or a tenth of the budget; an epoch where that is more
+_PIXELS_AT_ONCE = 1 << 18  # of images that are asked together
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class LearnedBaseline(ABC):
         count_s = np.bincount(label_b, minlength=self._shape.sources)
         weight_s = torch.tensor(len(label_b) / (len(count_s) * count_s), dtype=torch.float32, device=self._device)
         steps = training.budget_images // training.batch
-        interval = -(-max(len(images_bchw), min(_EVALUATED_EVERY, training.budget_images)) // training.batch)
+        interval = -(-max(len(images_bchw), min(_EVALUATED_EVERY, training.budget_images // 10)) // training.batch)
         best, best_state, reached, waited, drops = (-1.0, 0.0), {}, -1.0, 0, 0
         self.history = []
         for step, row_b in zip(range(1, steps + 1), _batches(len(images_bchw), training.batch, rng), strict=False):
@@ -212,9 +213,11 @@ class LearnedBaseline(ABC):
 
     def _run(self, images_bchw: np.ndarray, network: nn.Module) -> Iterator[torch.Tensor]:
         network.eval()
-        for start in range(0, max(1, len(images_bchw)), 64):
+        pixels = images_bchw.shape[2] * images_bchw.shape[3]
+        step = min(64, max(8, _PIXELS_AT_ONCE // pixels))
+        for start in range(0, max(1, len(images_bchw)), step):  # none: an empty batch, for its shape
             with torch.no_grad():
-                yield network(self._moved(self._inputs(images_bchw[start : start + 64]))).float().cpu()
+                yield network(self._moved(self._inputs(images_bchw[start : start + step]))).float().cpu()
 
     def _moved(self, inputs_bchw: torch.Tensor) -> torch.Tensor:
         return inputs_bchw.to(self._device).contiguous(memory_format=torch.channels_last)

@@ -12,9 +12,9 @@ from manifpt.errors import ConfigError
 # Small enough for a test: the originals' networks, narrower or for a few steps.
 LEARNS: dict[str, dict[str, Any]] = {
     "nataraj19": {"levels": 16, "budget_images": 320, "batch": 8},
-    "wang20": {"budget_images": 400, "batch": 8, "learning_rate": 3e-3, "pretrained": False},
+    "wang20": {"budget_images": 480, "batch": 16, "learning_rate": 1e-3, "pretrained": False},
     "marra18": {"budget_images": 480, "batch": 8, "learning_rate": 3e-3, "width": 0.125, "middle": 1},
-    "yu19": {"budget_images": 96, "batch": 8, "smoothing": 0.5},
+    "yu19": {"budget_images": 64, "batch": 8, "smoothing": 0.5},
 }
 ONE_STEP: dict[str, dict[str, Any]] = {
     "nataraj19": {"levels": 16, "budget_images": 4, "batch": 4},

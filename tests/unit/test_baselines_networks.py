@@ -15,7 +15,7 @@ from torchvision.models import resnet50
 
 from manifpt.baselines import make_baseline
 from manifpt.baselines.marra18 import _Block, xception
-from manifpt.baselines.network import _batches
+from manifpt.baselines.network import Training, _batches
 from manifpt.baselines.wang20 import WEIGHTS, Wang20, blur_jpeg
 from manifpt.baselines.yu19 import Yu19, patch_classifier
 from manifpt.errors import ConfigError
@@ -152,7 +152,9 @@ def test_wang20_starts_from_the_weights_at_hand(no_cache: Path, monkeypatch: pyt
     state = resnet50(weights=None).state_dict()
     torch.save(state, no_cache)
     digest = hashlib.sha256(no_cache.read_bytes()).hexdigest()
-    monkeypatch.setitem(weights.REGISTRY, WEIGHTS, weights.Published(no_cache.name, "", digest))
+    monkeypatch.setitem(
+        weights.REGISTRY, WEIGHTS, weights.Published(no_cache.name, "https://nowhere.invalid/weights", digest)
+    )
     baseline = Wang20(2, (32, 32))
     assert baseline.notes == ("ImageNet weights",)
     network = baseline._build()
@@ -178,19 +180,19 @@ def test_training_ends_when_validation_stops_to_gain() -> None:
     baseline = make_baseline("nataraj19", 2, (32, 32), 0, levels=8, budget_images=1600, batch=16, patience=3,
                              learning_rate=0.0)  # fmt: skip
     baseline.fit(images_bchw, label_b, images_bchw, label_b)
-    assert len(baseline.history) == 1  # evaluated an epoch or 2,000 images apart, and at the end
-    assert baseline.images_seen == 1600
+    assert [images for images, _ in baseline.history] == [160, 320, 480, 640]  # the first one gains
+    assert baseline.images_seen == 640
 
 
 def test_the_best_state_on_validation_is_kept() -> None:
     train, validation = two_sources(32, 32, 0), two_sources(16, 32, 1)
     # A rate so high that accuracy comes and goes.
-    baseline = make_baseline("nataraj19", 2, (32, 32), 1, levels=8, budget_images=24_000, batch=32, patience=4,
+    baseline = make_baseline("nataraj19", 2, (32, 32), 1, levels=8, budget_images=4_800, batch=16, patience=3,
                              learning_rate=0.03)  # fmt: skip
     baseline.fit(*train, *validation)
     accuracy = (baseline.predict(validation[0]).argmax(1) == validation[1]).mean()
     assert accuracy == max(found for _, found in baseline.history)
-    assert baseline.images_seen < 24_000  # patience
+    assert baseline.images_seen < 4_800  # patience
     assert "ended by validation" in baseline.notes[0]
 
 
@@ -198,7 +200,7 @@ def test_a_rare_source_weighs_as_much_as_a_common_one() -> None:
     """With nothing to learn from the images, the answer is the loss's prior: equal, not 9 to 1."""
     images_bchw = np.full((40, 3, 32, 32), 100, np.uint8)
     label_b = (np.arange(40) % 10 == 0).astype(np.int64)
-    baseline = make_baseline("nataraj19", 2, (32, 32), 0, levels=8, budget_images=4000, batch=40)
+    baseline = make_baseline("nataraj19", 2, (32, 32), 0, levels=8, budget_images=1200, batch=40)
     baseline.fit(images_bchw, label_b, images_bchw, label_b)
     score = baseline.predict(images_bchw[:1])[0]
     assert abs(score[0] - score[1]) < 0.3  # log 9 = 2.2
@@ -213,3 +215,13 @@ def test_the_process_is_left_as_it_was() -> None:
     baseline = make_baseline("yu19", 2, (32, 32), 0, threads=2, budget_images=8, batch=8)
     baseline.fit(images_bchw, label_b, images_bchw, label_b)
     assert torch.rand(1) == expected and torch.get_num_threads() == threads
+
+
+def test_optimizers_get_their_settings() -> None:
+    network = torch.nn.Linear(2, 2)
+    adam = Training(betas=(0.0, 0.99), learning_rate=0.5).make_optimizer(network)
+    assert adam.defaults["betas"] == (0.0, 0.99) and adam.defaults["lr"] == 0.5
+    sgd = Training(optimizer="sgd", momentum=0.9, weight_decay=1e-4).make_optimizer(network)
+    assert isinstance(sgd, torch.optim.SGD) and (sgd.defaults["momentum"], sgd.defaults["weight_decay"]) == (0.9, 1e-4)
+    with pytest.raises(ConfigError, match="adam or sgd, not 'adamw'"):
+        Training(optimizer="adamw").make_optimizer(network)
