@@ -16,6 +16,7 @@ from manifpt.log import event
 
 __all__ = [
     "ArtifactsConfig",
+    "EvaluateConfig",
     "IndexConfig",
     "ReferenceConfig",
     "TrainConfig",
@@ -61,6 +62,8 @@ class ReferenceConfig:
     """rgb, frequency, supervised, selfsupervised, or names under own_spaces in --config."""
     size_px: int | None = None
     """Resolution of rgb and frequency. Default: native; all images must then have the first one's size."""
+    equalize_codec: bool = False
+    """Re-encode every image alike (JPEG, quality 75, 4:2:0), here and in all runs on this reference."""
     shard_rows: int | None = None
     """Images a shard. Default: so that a decoded shard stays under 128 MiB."""
     max_rejected: str = ""
@@ -146,6 +149,46 @@ class TrainConfig:
     """Default: one a GPU, or one a node."""
     tracker: Literal["tensorboard", "mlflow"] | None = None
     """Also send metrics there; metrics.jsonl is always written."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Compares artifacts, controls and baselines on the same images and splits."""
+
+    artifacts: tuple[str, ...]
+    """Finished runs of compute_artifacts: one for each estimate of the projection, and controls."""
+    output: str
+    """Results: table.md, table.json, details.json. The same command again goes on."""
+    spaces: tuple[str, ...] = ()
+    """Of the runs. Default: all."""
+    networks: tuple[str, ...] = ("small", "head")
+    """Tried on image-shaped artifacts; validation picks."""
+    epochs: int | None = None
+    """Of each training at most. Default: the network's recipe."""
+    baselines: tuple[str, ...] = ()
+    """all, or names such as durall20 yu19."""
+    attributor: tuple[str, ...] = ()
+    """Bundles to measure on all images of the run that they fit."""
+    seeds: int = 3
+    """Each has its own split, weights and order."""
+    labels: str | None = None
+    """YAML that maps sources to labels, or to null (left out)."""
+    min_images: int = 1
+    """Labels with fewer images are left out."""
+    most_images: int | None = None
+    """Images of a label at most."""
+    group_column: str | None = None
+    """Kept column: images that share its value stay on one side of the split."""
+    test_artifacts: tuple[str, ...] = ()
+    """Cross-dataset: test on all images of these runs, one for each of --artifacts."""
+    test_labels: str | None = None
+    """YAML that maps the sources of --test-artifacts to the labels of training."""
+    equalize_codec: bool = False
+    """All images re-encoded alike. The runs' reference must have been built with it."""
+    dataset: str | None = None
+    """Its name in the tables. Default: that of the first run's folder."""
+    paper_column: Literal["cifar10", "celeba", "chq", "ffhq"] | None = None
+    """Show the paper's Table 2 beside."""
 
 
 Config = TypeVar("Config")

@@ -36,6 +36,8 @@ def plan_reference(config: ReferenceConfig) -> tuple[Plan, str]:
     specs = [resolve_weights(spec_of(name, config.own_spaces, config.size_px)) for name in dict.fromkeys(config.spaces)]
     if not specs:
         raise ConfigError("A reference needs at least one space; name some after --spaces.")
+    if config.equalize_codec:
+        specs = [replace(spec, codec="jpeg") for spec in specs]
     specs = _with_sizes(specs, manifest)
     plan = Plan(
         task="reference",

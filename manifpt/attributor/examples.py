@@ -31,6 +31,8 @@ from manifpt.storage import join, store_of
 
 __all__ = ["Choice", "Examples", "Part", "read_labels", "select_examples"]
 
+# With what `fetch` needs: a baseline looks at the image itself.
+_COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin"]
 _NUMBERS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 
@@ -44,6 +46,7 @@ class Choice:
         most_images: of a label, drawn by image id; None: all.
         group_column: rows that share a value lie on one side.
         seed: of the sides.
+        image_ids: those to choose among; None: all of the run.
     """
 
     labels: Mapping[str, str | None]
@@ -51,6 +54,7 @@ class Choice:
     most_images: int | None = None
     group_column: str | None = None
     seed: int = 0
+    image_ids: pa.Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +179,7 @@ def _rows(run: str, plan: Plan, spec: SpaceSpec, group_column: str | None) -> tu
             f"{run} has {len(shards)} of {plan.shards} shards: end it first with jobs/compute_artifacts.py, the same "
             f"command again."
         )
-    columns = ["image_id", "source", "split", "content_hash", "twin", *([group_column] if group_column else [])]
+    columns = [*_COLUMNS, *([group_column] if group_column else [])]
 
     def read(shard: int) -> tuple[pa.Table, tuple[int, ...] | None]:
         uri = join(run, part_path("artifacts", spec.name, shard))
@@ -230,6 +234,8 @@ def _wanted(table: pa.Table, choice: Choice) -> tuple[pa.Table, dict[str, int]]:
             left_out[reason] = int((~mask_n).sum())
             table = table.filter(pa.array(mask_n))
 
+    if choice.image_ids is not None:
+        table = table.filter(pc.is_in(table["image_id"], value_set=choice.image_ids))
     twins = table["twin"].to_pylist()
     is_copy = [
         s == REAL and t in ("copy", "near_copy") for s, t in zip(table["source"].to_pylist(), twins, strict=True)

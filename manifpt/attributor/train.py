@@ -77,7 +77,8 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
         return metrics | {"labels": list(examples.labels), "trained": False}
     count_s = np.bincount(examples.label_n[examples.side_n == TRAIN], minlength=len(examples.labels))
     event("training", run=run, space=config.space, estimate=examples.estimate.label, network=network,
-          images=len(examples.label_n), train=int(count_s.sum()), labels=len(examples.labels), output=output)  # fmt: skip
+          images=len(examples.label_n), train=int(count_s.sum()), labels=len(examples.labels),
+          output=output)  # fmt: skip
 
     from manifpt import pipeline
     from manifpt.resources import share_training

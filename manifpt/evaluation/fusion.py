@@ -47,7 +47,5 @@ def fit_weights(logits_mns: Sequence[np.ndarray], label_n: np.ndarray) -> np.nda
 
 def fused(logits_mns: Sequence[np.ndarray], weight_m: np.ndarray) -> np.ndarray:
     """float64 [N, S]: logits of the fusion."""
-    return sum(  # type: ignore[return-value]
-        weight * log_softmax(np.asarray(logits, np.float64), axis=1)
-        for weight, logits in zip(weight_m, logits_mns, strict=True)
-    )
+    log_p_mns = np.stack([log_softmax(np.asarray(logits, np.float64), axis=1) for logits in logits_mns])
+    return np.asarray(np.tensordot(weight_m, log_p_mns, 1))

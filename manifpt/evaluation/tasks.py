@@ -32,9 +32,9 @@ from manifpt.attributor.training import (
     outputs_of,
 )
 from manifpt.baselines import make_baseline
+from manifpt.decode import decode
 from manifpt.errors import BadImage, ConfigError
 from manifpt.fetch import fetch
-from manifpt.decode import decode
 from manifpt.metrics.frechet import fd_ratio
 from manifpt.reader import ArtifactReader
 from manifpt.spaces import View
@@ -241,7 +241,9 @@ def _images(examples: Examples, side: int, view: View) -> tuple[np.ndarray, np.n
     """A side's pixels uint8 [N, 3, H, W], as a pixel space sees them, with labels and rows."""
 
     def of_part(part: Part) -> np.ndarray:
-        rows = examples.table.take(pa.array(part.row_n)).select(["uri", "container", "offset", "size_bytes"]).to_pylist()
+        rows = (
+            examples.table.take(pa.array(part.row_n)).select(["uri", "container", "offset", "size_bytes"]).to_pylist()
+        )
         return np.stack([_view(row, data, view) for row, data in zip(rows, fetch(rows), strict=True)])
 
     return _gathered(examples.parts(side), of_part)
@@ -253,4 +255,6 @@ def _view(row: dict[str, Any], data: bytes | BadImage, view: View) -> np.ndarray
             raise data
         return view.of(decode(data))
     except BadImage as bad:
-        raise ConfigError(f"{row['uri']} can't be read any more ({bad.reason.value}): run compute_artifacts anew.") from bad
+        raise ConfigError(
+            f"{row['uri']} can't be read any more ({bad.reason.value}): run compute_artifacts anew."
+        ) from bad

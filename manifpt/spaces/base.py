@@ -11,6 +11,7 @@ A space sees an image in three steps, so that what crosses processes and lies in
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -35,17 +36,20 @@ class View:
         height_px, width_px: of every view. None: native, still unknown.
         resized: whether images of another size are brought to this size (shorter side, then centre crop), or rejected.
         min_px: the shorter side an image must have.
+        codec: `jpeg` where every image is re-encoded first.
     """
 
     height_px: int | None
     width_px: int | None
     resized: bool
     min_px: int
+    codec: str = ""
 
     @property
     def key(self) -> str:
         kind = "resized" if self.resized else "native"
-        return f"{kind}-{self.height_px}x{self.width_px}-min{self.min_px}"
+        codec = f"-{self.codec}" if self.codec else ""
+        return f"{kind}-{self.height_px}x{self.width_px}-min{self.min_px}{codec}"
 
     def of(self, image_hwc: np.ndarray) -> np.ndarray:
         """The view of one image.
@@ -59,12 +63,17 @@ class View:
         Raises:
             BadImage: too small, or not of the native size.
         """
-        if self._is_other(image_hwc):
+        is_other = self._is_other(image_hwc)
+        if self.codec:
+            image_hwc = _reencoded(image_hwc)
+        if is_other:
             image_hwc = _resized(image_hwc, self.height_px or 0, self.width_px or 0)
         return np.ascontiguousarray(image_hwc.transpose(2, 0, 1))
 
     def whole(self, image_hwc: np.ndarray) -> np.ndarray:
         """As `of`, but an image that isn't much larger than the view stays as it is, to be resized later."""
+        if self.codec:
+            return self.of(image_hwc)
         if self._is_other(image_hwc) and image_hwc.size > _WHOLE * 3 * (self.height_px or 0) * (self.width_px or 0):
             return self.of(image_hwc)
         return np.ascontiguousarray(image_hwc.transpose(2, 0, 1))
@@ -81,6 +90,16 @@ class View:
             detail = f"{width_px} x {height_px} px; the reference has {self.width_px} x {self.height_px} px"
             raise BadImage(RejectReason.SIZE_MISMATCH, detail)
         return True
+
+
+_QUALITY = 75  # libjpeg's default, and its 4:2:0
+
+
+def _reencoded(image_hwc: np.ndarray) -> np.ndarray:
+    """Through JPEG and back, at the size it came in: the last codec of every image is then the same."""
+    stream = io.BytesIO()
+    Image.fromarray(image_hwc).save(stream, "JPEG", quality=_QUALITY, subsampling="4:2:0")
+    return np.asarray(Image.open(stream))
 
 
 def _resized(image_hwc: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
@@ -116,6 +135,7 @@ class SpaceSpec:
         mean, std: of the input in [0, 1], a channel.
         precision: of a network, `float32` or `bfloat16`, which is faster and gives other neighbours.
         color: of a pixel space, `rgb` or `ycbcr`.
+        codec: `jpeg`: every image is re-encoded alike first, so that no source differs by its codec; "": as it is.
     """
 
     name: str
@@ -131,17 +151,19 @@ class SpaceSpec:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     precision: str = "float32"
     color: str = "rgb"
+    codec: str = ""
 
     @property
     def view(self) -> View:
         """The pixels it sees."""
         if self.kind == "network":  # small images are enlarged, never padded
             size_px = self.size_px or 224
-            return View(size_px, size_px, resized=True, min_px=self.min_px or 16)
+            return View(size_px, size_px, resized=True, min_px=self.min_px or 16, codec=self.codec)
         if self.size_px is None:
-            return View(self.height_px, self.width_px, resized=False, min_px=self.min_px or 8)
+            return View(self.height_px, self.width_px, resized=False, min_px=self.min_px or 8, codec=self.codec)
         # Enlarging would invent pixels, and with them a spectrum.
-        return View(self.size_px, self.size_px, resized=True, min_px=self.min_px or self.size_px)
+        least_px = self.min_px or self.size_px
+        return View(self.size_px, self.size_px, resized=True, min_px=least_px, codec=self.codec)
 
     @property
     def code_key(self) -> str:
@@ -155,8 +177,9 @@ class SpaceSpec:
         found["mean"], found["std"] = list(self.mean), list(self.std)
         if self.precision == "float32":  # as of bundles made before there was a choice
             del found["precision"]
-        if self.color == "rgb":
-            del found["color"]
+        for name, default in (("color", "rgb"), ("codec", "")):
+            if found[name] == default:
+                del found[name]
         return found
 
     @staticmethod
@@ -186,6 +209,8 @@ class SpaceSpec:
             )
         if fields.get("color", "rgb") not in ("rgb", "ycbcr"):
             raise ConfigError(f"Space {fields['name']!r}: color is rgb or ycbcr, not {fields['color']!r}.")
+        if fields.get("codec", "") not in ("", "jpeg"):
+            raise ConfigError(f"Space {fields['name']!r}: codec is jpeg or empty, not {fields['codec']!r}.")
         named: dict[str, Any] = {k: tuple(v) if k in {"mean", "std"} else v for k, v in fields.items()}
         return SpaceSpec(**named)
 

@@ -1,0 +1,1 @@
+"""Judging attributors fairly: artifacts, controls and baselines on the same images, splits and budgets."""

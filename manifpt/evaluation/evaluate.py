@@ -1,0 +1,412 @@
+"""The command `evaluate_attributor`: fit everything, choose on validation, then read the test images once.
+
+Legend: S labels.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifpt import pipeline
+from manifpt.attributor.bundle import Attributor
+from manifpt.attributor.examples import Choice, Examples, read_labels, select_examples
+from manifpt.attributor.splits import SIDES, TEST
+from manifpt.attributor.training import Outputs
+from manifpt.baselines import BASELINES
+from manifpt.config import EvaluateConfig
+from manifpt.errors import ConfigError
+from manifpt.evaluation.audit import audit_codecs
+from manifpt.evaluation.fusion import fit_weights, fused
+from manifpt.evaluation.methods import Candidate, candidates_of, group_title, key_digest
+from manifpt.evaluation.tables import Comparison, Row, table_json, table_markdown
+from manifpt.evaluation.tasks import Work, fit_attributor, fit_baseline, read_outputs, test_attributor
+from manifpt.log import event
+from manifpt.metrics.attribution import confusion, paired_bootstrap, precision_recall
+from manifpt.reader import read_plan
+from manifpt.spaces import View
+from manifpt.storage import join, normalize, store_of
+
+__all__ = ["evaluate_attributor"]
+
+_FUSIONS = {
+    "fusion without artifacts": ("control",),
+    "fusion of artifacts": ("artifact",),
+    "fusion with artifacts": ("control", "artifact"),
+}
+_PAPER = {("rgb", "nearest"): "ManiFPT_RGB", ("frequency", "nearest"): "ManiFPT_FREQ",
+          ("supervised", "nearest"): "ManiFPT_SL", ("selfsupervised", "nearest"): "ManiFPT_SSL"}  # fmt: skip
+_PAPER_BASELINES = {"mccloskey18": "McClo18"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """A method at all seeds, with its place in the table."""
+
+    row: Row
+    folders: tuple[str, ...]
+
+
+def evaluate_attributor(config: EvaluateConfig) -> dict[str, Any]:
+    """Compares artifacts, controls and baselines. Returns the rows of `table.json` and where they are.
+
+    Raises:
+        ConfigError: what is missing or doesn't fit together.
+    """
+    begin = time.monotonic()
+    output = normalize(config.output)
+    runs = [normalize(run) for run in config.artifacts]
+    test_runs = [normalize(run) for run in config.test_artifacts]
+    if config.seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1, not {config.seeds}.")
+    names = _baseline_names(config.baselines)
+    candidates = candidates_of(runs, test_runs, config.spaces, config.networks, config.epochs)
+    _check_codec(runs, config.equalize_codec)
+    examples = _examples(candidates, config)
+    dataset = config.dataset or runs[0].rstrip("/").rpartition("/")[2]
+    first = examples[0][candidates[0].run, candidates[0].space.name]
+    event("evaluation", dataset=dataset, images=len(first.label_n), labels=len(first.labels), seeds=config.seeds,
+          candidates=len(candidates), baselines=len(names), output=output)  # fmt: skip
+    pipeline.connect()
+    view = _view(runs) if names else None
+    audit = audit_codecs(first, config.equalize_codec)
+
+    works = {
+        (n, seed): _work(candidate, examples[seed], config, output, seed)
+        for n, candidate in enumerate(candidates)
+        for seed in range(config.seeds)
+    }
+    baselines = {
+        (name, seed): _baseline_work(name, examples[seed], candidates[0], view, config, output, seed)
+        for name in names
+        for seed in range(config.seeds)
+    }
+    _run(fit_attributor, works.values(), "fit", config)
+    chosen = _chosen(candidates, works, config.seeds)
+    _run(test_attributor, [works[n, seed] for n in chosen for seed in range(config.seeds)], "test", config)
+    _run(fit_baseline, baselines.values(), "test", config)
+
+    fitted = [_of_candidate(candidates[n], [works[n, seed] for seed in range(config.seeds)]) for n in chosen]
+    fitted += [_of_baseline(name, [baselines[name, seed] for seed in range(config.seeds)]) for name in names]
+    fusions, weights = _fusions(fitted)
+    rows = [found.row for found in fitted] + [row for row, _ in fusions]
+    rows += [_of_bundle(path, runs, config) for path in config.attributor]
+    comparisons = _comparisons(fitted, fusions, examples)
+    separable = [source for source, is_separable in audit["separable"].items() if is_separable]
+    table = table_json(dataset, rows, separable)
+    counts = {side: int((first.side_n == number).sum()) for number, side in enumerate(SIDES)}
+    facts = {"images": len(first.label_n), "labels": list(first.labels), "seeds": config.seeds, **counts}
+    text = table_markdown(dataset, rows, comparisons, audit, facts, config.paper_column)
+    details = {
+        "dataset": dataset,
+        "facts": facts | {"left_out": first.left_out},
+        "codec_audit": audit,
+        "comparisons": [
+            {"one": c.one, "other": c.other, "mean": c.mean, "intervals": c.intervals, "is_clear": c.is_clear}
+            for c in comparisons
+        ],
+        "per_source": {f"{f.row.method} | {f.row.space}": _per_source(f, first.labels) for f in fitted},
+        "fusion_weights": weights,
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+    for name, document in (("table.json", table), ("details.json", details)):
+        store_of(output).write(join(output, name), (json.dumps(document, indent=2) + "\n").encode())
+    store_of(output).write(join(output, "table.md"), text.encode())
+    return {"table": table, "text": text, "output": output}
+
+
+def _baseline_names(asked: Sequence[str]) -> list[str]:
+    if list(asked) == ["all"]:
+        return list(BASELINES)
+    for name in asked:
+        if name not in BASELINES:
+            raise ConfigError(f"Unknown baseline {name!r}; known: all, {', '.join(BASELINES)}.")
+    return list(asked)
+
+
+def _check_codec(runs: Sequence[str], equalized: bool) -> None:
+    for run in runs:
+        codecs = {spec.codec for spec in read_plan(run).spaces}
+        if equalized and codecs != {"jpeg"}:
+            raise ConfigError(
+                f"--equalize-codec: {run} was computed on images as they are. Build its reference with "
+                f"--equalize-codec and compute its artifacts again."
+            )
+        if not equalized and "jpeg" in codecs:
+            raise ConfigError(f"{run} was computed on re-encoded images: say --equalize-codec here too.")
+
+
+def _view(runs: Sequence[str]) -> View:
+    """The pixels that baselines see: those of the runs' pixel spaces."""
+    for run in runs:
+        for spec in read_plan(run).spaces:
+            if spec.kind != "network":
+                return spec.view
+    raise ConfigError("Baselines see the pixels of an rgb or frequency space: add a run that has one.")
+
+
+def _examples(candidates: Sequence[Candidate], config: EvaluateConfig) -> list[dict[tuple[str, str], Examples]]:
+    """By seed: the rows of every run and space. All have the same images on the same sides."""
+    choice = Choice(
+        labels=read_labels(config.labels),
+        min_images=config.min_images,
+        most_images=config.most_images,
+        group_column=config.group_column,
+    )
+    pairs = list(dict.fromkeys((c.run, c.space.name) for c in candidates))
+    first = [select_examples(run, space, choice) for run, space in pairs]
+    digests = {examples.reference_digest for examples in first}
+    common = first[0].table["image_id"].combine_chunks()
+    for examples in first[1:]:
+        common = common.filter(pc.is_in(common, value_set=examples.table["image_id"].combine_chunks()))
+    event("images_in_all_runs", images=len(common), references=len(digests))
+    out = []
+    for seed in range(config.seeds):
+        of_seed = replace(choice, seed=seed, image_ids=common)
+        out.append({(run, space): select_examples(run, space, of_seed) for run, space in pairs})
+    return out
+
+
+def _work(
+    candidate: Candidate, examples: Mapping[tuple[str, str], Examples], config: EvaluateConfig, output: str, seed: int
+) -> Work:
+    of_run = examples[candidate.run, candidate.space.name]
+    test = of_run if candidate.test_run is None else _test_examples(candidate, of_run, config)
+    key = candidate.key() | {"examples": of_run.digest, "test": test.digest, "seed": seed}
+    folder = join(output, "methods", f"{candidate.space.name}-{candidate.estimate.name}-{key_digest(key)}")
+    return Work(folder=folder, key=key, name=candidate.network, examples=of_run, test_examples=test,
+                recipe=candidate.recipe, seed=seed)  # fmt: skip
+
+
+def _test_examples(candidate: Candidate, trained_on: Examples, config: EvaluateConfig) -> Examples:
+    """All images of another run, under the labels of training: the cross-dataset test."""
+    assert candidate.test_run is not None
+    choice = Choice(labels=read_labels(config.test_labels), group_column=config.group_column)
+    found = select_examples(candidate.test_run, candidate.space.name, choice)
+    unknown = sorted(set(found.labels) - set(trained_on.labels))
+    if unknown or found.shape != trained_on.shape or found.estimate.identity() != candidate.estimate.identity():
+        what = f"labels that training has not ({', '.join(unknown)})" if unknown else "another shape or projection"
+        raise ConfigError(f"{candidate.test_run} has {what}; map its sources with --test-labels, or leave them out.")
+    number = np.array([trained_on.labels.index(label) for label in found.labels], np.int64)
+    return replace(found, labels=trained_on.labels, label_n=number[found.label_n],
+                   side_n=np.full(len(found.label_n), TEST, np.int8))  # fmt: skip
+
+
+def _baseline_work(
+    name: str, examples: Mapping[tuple[str, str], Examples], candidate: Candidate, view: View | None,
+    config: EvaluateConfig, output: str, seed: int,
+) -> Work:  # fmt: skip
+    of_run = examples[candidate.run, candidate.space.name]
+    test = of_run if candidate.test_run is None else _test_examples(candidate, of_run, config)
+    assert view is not None
+    key = {"baseline": name, "view": view.key, "examples": of_run.digest, "test": test.digest, "seed": seed}
+    folder = join(output, "methods", f"{name}-{key_digest(key)}")
+    return Work(folder=folder, key=key, name=name, examples=of_run, test_examples=test, view=view, seed=seed)
+
+
+def _run(task: Any, works: Any, stage: str, config: EvaluateConfig) -> None:
+    """Runs what hasn't ended before, and tells each result."""
+    waiting = [work for work in works if work.done(stage) is None]
+    cpus, gpus, _ = pipeline.cluster()
+    device = "cuda" if gpus else "cpu"
+    items = [(replace(work, device=device),) for work in waiting]
+    begin = time.monotonic()
+    results = pipeline.run_tasks(task, items, cpus=1.0 if cpus >= 1 else cpus, gpus=1.0 if gpus else 0.0)
+    for done, found in enumerate(results, start=1):
+        key = found["key"]
+        name = key.get("baseline") or f"{key['space']['name']}/{key['estimate']['name']}/{key['network']}"
+        accuracy = found.get("validation_accuracy", found.get("accuracy"))
+        rate = (time.monotonic() - begin) / done
+        event(f"{stage}_done", method=name, seed=key["seed"], accuracy=accuracy, done=f"{done}/{len(items)}",
+              eta_s=round(rate * (len(items) - done)))  # fmt: skip
+
+
+def _chosen(candidates: Sequence[Candidate], works: Mapping[tuple[int, int], Work], seeds: int) -> list[int]:
+    """Of every group, the candidate with the best mean validation accuracy."""
+    best: dict[tuple[str, str, bool], tuple[float, int]] = {}
+    for n, candidate in enumerate(candidates):
+        fits = [works[n, seed].done("fit") or {} for seed in range(seeds)]
+        score = statistics.fmean(fit["validation_accuracy"] for fit in fits)
+        if candidate.group not in best or score > best[candidate.group][0]:
+            best[candidate.group] = score, n
+    return [n for _, n in best.values()]
+
+
+def _of_candidate(candidate: Candidate, works: Sequence[Work]) -> _Fitted:
+    row = _row(
+        works,
+        kind="control" if candidate.is_control else "artifact",
+        method=group_title(candidate.group),
+        space=candidate.space.name,
+        chosen=f"{candidate.network}; {candidate.estimate.label}",
+        paper=_PAPER.get((candidate.space.name, candidate.estimate.name)),
+    )
+    return _Fitted(row, tuple(work.folder for work in works))
+
+
+def _of_baseline(name: str, works: Sequence[Work]) -> _Fitted:
+    notes = tuple(dict.fromkeys(note for work in works for note in (work.done("fit") or {}).get("notes", ())))
+    paper = _PAPER_BASELINES.get(name, name.capitalize())
+    row = _row(works, kind="baseline", method=name.capitalize(), space="pixels", chosen="", paper=paper, notes=notes)
+    return _Fitted(row, tuple(work.folder for work in works))
+
+
+def _row(works: Sequence[Work], **fields: Any) -> Row:
+    fits, tests = ([work.done(stage) or {} for work in works] for stage in ("fit", "test"))
+    return Row(
+        accuracies=tuple(test["accuracy"] for test in tests),
+        balanced=tuple(test["balanced_accuracy"] for test in tests),
+        validation=statistics.fmean(fit["validation_accuracy"] for fit in fits),
+        fd_ratios=tuple(test["fd_ratio"] for test in tests),
+        train_s=statistics.fmean(fit["train_s"] for fit in fits),
+        predict_s=statistics.fmean(test["predict_s"] for test in tests),
+        **fields,
+    )
+
+
+def _fusions(fitted: Sequence[_Fitted]) -> tuple[list[tuple[Row, list[Outputs]]], dict[str, Any]]:
+    """Late fusions, each with what it says of the test images, by seed."""
+    out, weights = [], {}
+    for name, kinds in _FUSIONS.items():
+        parts = [found for found in fitted if found.row.kind in kinds]
+        if len(parts) < 2:
+            continue
+        outputs, validations, of_seed = [], [], []
+        for seed in range(len(parts[0].folders)):
+            validation = [read_outputs(found.folders[seed], "validation") for found in parts]
+            test = [read_outputs(found.folders[seed], "test") for found in parts]
+            label_n = validation[0].label_b
+            weight_m = fit_weights([v.logits_bs for v in validation], label_n)
+            of_seed.append({f"{p.row.method} | {p.row.space}": float(w) for p, w in zip(parts, weight_m, strict=True)})
+            validations.append(_balanced(fused([v.logits_bs for v in validation], weight_m), label_n))
+            logits_ns = fused([t.logits_bs for t in test], weight_m)
+            outputs.append(replace(test[0], logits_bs=logits_ns))
+        row = Row(
+            kind="fusion", method=name, space="several", chosen=f"{len(parts)} methods, weights by validation",
+            accuracies=tuple(float(_is_right(found).mean()) for found in outputs),
+            balanced=tuple(_balanced(found.logits_bs, found.label_b) for found in outputs),
+            validation=statistics.fmean(validations),
+        )  # fmt: skip
+        out.append((row, outputs))
+        weights[name] = of_seed
+    return out, weights
+
+
+def _is_right(outputs: Outputs) -> np.ndarray:
+    return np.asarray(outputs.logits_bs.argmax(1) == outputs.label_b)
+
+
+def _balanced(logits_ns: np.ndarray, label_n: np.ndarray) -> float:
+    is_right_n = logits_ns.argmax(1) == label_n
+    return float(np.mean([is_right_n[label_n == label].mean() for label in np.unique(label_n)]))
+
+
+def _comparisons(
+    fitted: Sequence[_Fitted],
+    fusions: Sequence[tuple[Row, list[Outputs]]],
+    examples: Sequence[Mapping[tuple[str, str], Examples]],
+) -> list[Comparison]:
+    """The best artifact method against the best baseline and the best control; fusion with artifacts and without.
+    Best is what validation says."""
+    right: dict[str, list[np.ndarray]] = {}
+    rows: dict[str, Row] = {}
+    for found in fitted:
+        name = f"{found.row.method} ({found.row.space})"
+        rows[name] = found.row
+        right[name] = [_is_right(read_outputs(folder, "test")) for folder in found.folders]
+    for row, outputs in fusions:
+        rows[row.method], right[row.method] = row, [_is_right(of_seed) for of_seed in outputs]
+    best = {
+        kind: max((n for n, row in rows.items() if row.kind == kind), key=lambda n: rows[n].validation, default=None)
+        for kind in ("artifact", "baseline", "control")
+    }
+    pairs = [(best["artifact"], best["baseline"]), (best["artifact"], best["control"])]
+    pairs.append(("fusion with artifacts", "fusion without artifacts"))
+    out = []
+    for one, other in pairs:
+        if one in right and other in right:
+            assert one is not None and other is not None
+            found_by_seed = [
+                paired_bootstrap(a_n, b_n, seed, group_b=_groups(examples[seed]) if len(a_n) else None)
+                for seed, (a_n, b_n) in enumerate(zip(right[one], right[other], strict=True))
+            ]
+            mean = statistics.fmean(found.mean for found in found_by_seed)
+            out.append(Comparison(one, other, mean, tuple((found.low, found.high) for found in found_by_seed)))
+    return out
+
+
+def _groups(examples: Mapping[tuple[str, str], Examples]) -> np.ndarray | None:
+    """Of the test rows: which images must be resampled together."""
+    found = next(iter(examples.values()))
+    column = next((name for name in found.table.column_names if name not in _PLAIN), None)
+    if column is None:
+        return None
+    values = found.table[column].take(pa.array(np.flatnonzero(found.side_n == TEST)))
+    codes = pc.dictionary_encode(values.combine_chunks().cast(pa.string()))
+    empty = np.array([value in (None, "") for value in values.to_pylist()])
+    return np.where(empty, -1, codes.indices.to_numpy(zero_copy_only=False))
+
+
+_PLAIN = {"image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin", "shard",
+          "place"}  # fmt: skip
+
+
+def _per_source(found: _Fitted, labels: Sequence[str]) -> dict[str, Any]:
+    """Precision, recall and confusion over all seeds' test images."""
+    total_ss = np.zeros((len(labels), len(labels)), np.int64)
+    for folder in found.folders:
+        outputs = read_outputs(folder, "test")
+        total_ss += confusion(outputs.label_b, outputs.logits_bs.argmax(1), labels)
+    precision_s, recall_s = precision_recall(total_ss)
+    return {
+        "precision": {label: _number(value) for label, value in zip(labels, precision_s, strict=True)},
+        "recall": {label: _number(value) for label, value in zip(labels, recall_s, strict=True)},
+        "confusion": total_ss.tolist(),
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 4)
+
+
+def _of_bundle(path: str, runs: Sequence[str], config: EvaluateConfig) -> Row:
+    """A finished attributor on all images of the run whose artifacts it takes: give it images that it never saw."""
+    from manifpt.reader import read_artifacts
+
+    attributor = Attributor.load(path)
+    space = attributor.config["space"]
+    for run in runs:
+        plan = read_plan(run)
+        of_run = {spec.name: spec.identity() for spec in plan.spaces}
+        same = (of_run.get(space["name"]) == space, plan.estimate.identity() == attributor.config["estimate"],
+                plan.reference_digest == attributor.config["reference_digest"])  # fmt: skip
+        if all(same):
+            break
+    else:
+        raise ConfigError(
+            f"The attributor {path} takes artifacts of space {space['name']}, estimate "
+            f"{attributor.config['estimate']['name']} and reference {attributor.config['reference_digest'][:16]}; none "
+            f"of the runs has them."
+        )
+    labels = read_labels(config.labels)
+    begin, right, numbers = time.perf_counter(), [], []
+    for table in read_artifacts(run, space["name"]):
+        named = [labels.get(source, source) for source in table["source"].to_pylist()]
+        table = table.filter(pa.array([label is not None for label in named]))
+        label_n = attributor.label_numbers([label for label in named if label is not None])
+        predicted = attributor.predict(table["artifact"].combine_chunks().to_numpy_ndarray())
+        right.append(predicted.probability_bs.argmax(1) == label_n)
+        numbers.append(label_n)
+    right_n, label_n = np.concatenate(right), np.concatenate(numbers)
+    balanced = float(np.mean([right_n[label_n == label].mean() for label in np.unique(label_n)]))
+    return Row(kind="artifact", method=f"attributor {path}", space=space["name"], chosen=attributor.config["network"],
+               accuracies=(float(right_n.mean()),), balanced=(balanced,), validation=0.0,
+               predict_s=time.perf_counter() - begin)  # fmt: skip
