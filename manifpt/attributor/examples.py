@@ -33,6 +33,7 @@ __all__ = ["Choice", "Examples", "Part", "read_labels", "select_examples"]
 
 # With what `fetch` needs: a baseline looks at the image itself.
 _COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin"]
+_WHERE_KEPT = ["went_through_jpeg"]  # the codec audit's
 _NUMBERS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 
@@ -192,7 +193,7 @@ def _rows(run: str, plan: Plan, spec: SpaceSpec, group_column: str | None) -> tu
                     f"The shards of {run} have no column {missing[0]!r}: index the images again with --keep-columns "
                     f"{missing[0]}, or leave out --group-column."
                 )
-            table = file.read(columns)
+            table = file.read([*columns, *(name for name in _WHERE_KEPT if name in file.schema_arrow.names)])
         place = pa.array(np.arange(len(table)), pa.int32())
         table = table.append_column("shard", pa.array(np.full(len(table), shard), pa.int32()))
         return table.append_column("place", place).replace_schema_metadata(None), shape

@@ -6,7 +6,6 @@ import contextlib
 import json
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -33,6 +32,7 @@ from manifpt.metrics.attribution import (
 )
 from manifpt.metrics.frechet import fd_ratio
 from manifpt.reference import library_versions
+from manifpt.resources import share_training
 from manifpt.spaces import BUILT_IN
 from manifpt.spaces.weights import resolve_weights
 from manifpt.storage import join, normalize, store_of
@@ -59,7 +59,7 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
         seed=config.seed,
     )
     examples = select_examples(run, config.space, choice)
-    from manifpt.attributor import distributed, training  # torch and Ray cost seconds
+    from manifpt.attributor import training  # torch costs seconds
 
     network = config.network or ("resnet50" if len(examples.shape) == 3 else "head")
     training.check_network(network, examples.shape)
@@ -81,12 +81,12 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
           output=output)  # fmt: skip
 
     from manifpt import pipeline
-    from manifpt.resources import share_training
+    from manifpt.attributor import worker
+    from manifpt.distributed import run_workers
 
     pipeline.connect()
     shares = share_training(*pipeline.cluster(), config.workers)
-    job = distributed.Job(
-        attempt=uuid.uuid4().hex,
+    job = worker.Job(
         output=output,
         run=run,
         space=config.space,
@@ -100,10 +100,10 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
         weight_s=training.class_weights(examples.label_n[examples.side_n == TRAIN], len(count_s), recipe.balanced),
         weights=weights,
         seed=config.seed,
-        shares=shares,
     )
+    rows = pipeline.artifact_rows(run, config.space, examples.parts(TRAIN), shares.task_cpus)
     with _told_as_it_goes(output, recipe.epochs, track):
-        distributed.run_training(job, examples.parts(TRAIN))
+        run_workers(worker.train, job, output, shares, rows)
     metrics = _finish(output, examples, facts) | {"seconds": round(time.monotonic() - begin, 1)}
     return metrics | {"trained": True}
 

@@ -277,7 +277,7 @@ def _fusions(fitted: Sequence[_Fitted]) -> tuple[list[tuple[Row, list[Outputs]]]
     out, weights = [], {}
     for name, kinds in _FUSIONS.items():
         parts = [found for found in fitted if found.row.kind in kinds]
-        if len(parts) < 2:
+        if len(parts) < 2 or {found.row.kind for found in parts} != set(kinds):
             continue
         outputs, validations, of_seed = [], [], []
         for seed in range(len(parts[0].folders)):
@@ -355,8 +355,10 @@ def _groups(examples: Mapping[tuple[str, str], Examples]) -> np.ndarray | None:
     return np.where(empty, -1, codes.indices.to_numpy(zero_copy_only=False))
 
 
-_PLAIN = {"image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin", "shard",
-          "place"}  # fmt: skip
+_PLAIN = {
+    "image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin", "shard", "place",
+    "went_through_jpeg",
+}  # fmt: skip
 
 
 def _per_source(found: _Fitted, labels: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,222 @@
+"""What each worker of a training does with its artifacts. Ray is behind `manifpt.distributed.Worker`.
+
+Legend: N artifacts of a worker's share.
+
+Training artifacts are streamed to the workers by Ray Data, to each an equal share. A share that fits in a quarter of a
+worker's memory is kept after the first pass, and shuffled anew for each epoch; a larger one is streamed again for each
+epoch, and shuffled in a buffer of that size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save
+
+from manifpt.artifacts import tensor_column, to_numpy
+from manifpt.attributor.checkpoint import load_state, save_state
+from manifpt.attributor.examples import Part
+from manifpt.attributor.networks import AttributorNetwork, make_network
+from manifpt.attributor.training import Batch, Recipe, State, Trainer, fit, from_arrays, outputs_of
+from manifpt.distributed import Worker
+from manifpt.errors import ConfigError
+from manifpt.reader import ArtifactReader
+from manifpt.spaces import SpaceSpec
+from manifpt.spaces.weights import load_state as load_weights
+from manifpt.storage import join, store_of
+
+__all__ = ["Job", "train"]
+
+_KEPT_PART = 0.25  # of a worker's memory
+_EVALUATION_BATCH = 512
+_BLOCK_ROWS = 1024
+_RANKS = 1_000_003  # apart from each other in the seeds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What all workers do.
+
+    Attributes:
+        output: the training's folder.
+        run, space, shape, labels: of the artifacts.
+        train_rows: training artifacts, of all workers.
+        validation, test: which artifacts these are.
+        network, recipe, weight_s: what is trained.
+        weights: of a network space whose weights to start from.
+        seed: of weights and order.
+    """
+
+    output: str
+    run: str
+    space: str
+    shape: tuple[int, ...]
+    labels: tuple[str, ...]
+    train_rows: int
+    validation: Sequence[Part]
+    test: Sequence[Part]
+    network: str
+    recipe: Recipe
+    weight_s: torch.Tensor
+    weights: SpaceSpec | None
+    seed: int
+
+
+def train(worker: Worker, job: Job) -> None:
+    """Trains, from the newest checkpoint on; leaves `network.safetensors` and `predictions/` in the output."""
+    torch.manual_seed(job.seed)  # the same weights on every worker
+    network = make_network(job.network, job.shape, len(job.labels))
+    if job.weights is not None:
+        start = {name: t for name, t in load_weights(job.weights).items() if not name.startswith("fc.")}
+        network.body.load_state_dict(start)
+    torch.manual_seed(job.seed * _RANKS + worker.rank)  # dropout differs
+    rows = _Rows(worker, job)
+    network.standardize(*_mean_and_std(worker, rows.all(), job.shape))
+    size = min(max(2, job.recipe.batch_size // worker.count), rows.count)
+    trainer = Trainer(
+        network, job.recipe, job.weight_s, rows.count // size, worker.device, worker.parallel, worker.summed
+    )
+    reader = ArtifactReader(job.run, job.space, torch.get_num_threads(), worker.device.partition(":")[0])
+    validation = _Held(worker, reader, job.validation[worker.rank :: worker.count])
+    with worker.newest_checkpoint() as folder:
+        state = None if folder is None else load_state(folder)
+
+    def on_epoch(state: State) -> None:
+        if worker.rank == 0:
+            store_of(job.output).write(join(job.output, "metrics.jsonl"), _lines(state).encode())
+        worker.report(asdict(state.history[-1]), lambda folder: save_state(state, folder))
+
+    state = fit(trainer, lambda epoch: rows.epoch(epoch, size), validation.batches, state, on_epoch)
+    if worker.rank == 0:
+        data = save({name: tensor.contiguous() for name, tensor in state.best.items()})
+        store_of(job.output).write(join(job.output, "network.safetensors"), data)
+    test = _Held(worker, reader, job.test[worker.rank :: worker.count])
+    for side, held in (("validation", validation), ("test", test)):
+        _write_predictions(job.output, f"{side}-{worker.rank:05d}", network, held.batches(), worker.device)
+
+
+def _lines(state: State) -> str:
+    return "".join(json.dumps({k: _rounded(v) for k, v in asdict(epoch).items()}) + "\n" for epoch in state.history)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _write_predictions(
+    output: str, name: str, network: AttributorNetwork, batches: Iterable[Batch], device: str
+) -> None:
+    """Rows, logits and features of one worker's share of a side."""
+    found = list(outputs_of(network, batches, device))
+    if not found:
+        return  # more workers than parts
+    row_n, logits_ns, features_nf = (
+        np.concatenate([getattr(batch, name) for batch in found]) for name in ("row_b", "logits_bs", "features_bf")
+    )
+    table = pa.table({"row": row_n, "logits": tensor_column(logits_ns), "features": tensor_column(features_nf)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    store_of(output).write(join(output, "predictions", f"{name}.parquet"), sink.getvalue().to_pybytes())
+
+
+def _mean_and_std(
+    worker: Worker, blocks: Iterable[np.ndarray], shape: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every coordinate over all workers' training artifacts, float [shape] both.
+
+    Raises:
+        ConfigError: an artifact holds a number that is not finite.
+    """
+    sums = np.zeros((3, *shape))
+    for block in blocks:
+        sums[0] += len(block)
+        sums[1] += block.sum(axis=0, dtype=np.float64)
+        sums[2] += np.square(block, dtype=np.float64).sum(axis=0)
+    count, total, squares = worker.summed(sums)
+    if not np.isfinite(squares).all():
+        raise ConfigError("Artifacts hold numbers that are not finite: compute them again.")
+    mean = total / np.maximum(count, 1)
+    variance = np.maximum(squares / np.maximum(count, 1) - mean**2, 0)
+    return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance)).float()
+
+
+class _Rows:
+    """One worker's share of the training artifacts."""
+
+    def __init__(self, worker: Worker, job: Job) -> None:
+        self._stream = worker.stream()
+        self._seed = job.seed * _RANKS + worker.rank
+        self.count = job.train_rows // worker.count  # equal shares: what is left over is left out
+        row_bytes = 4 * int(np.prod(job.shape))
+        self._buffer_rows = max(_BLOCK_ROWS, int(_KEPT_PART * worker.memory_bytes / row_bytes))
+        self._kept: tuple[np.ndarray, np.ndarray] | None = None
+        if self.count <= self._buffer_rows:
+            blocks = [(block["artifact"], block["label"]) for block in self._blocks()]
+            artifacts, labels = (np.concatenate(list(part)) for part in zip(*blocks, strict=True))
+            self._kept = artifacts, labels
+            self.count = len(labels)
+
+    def _blocks(self) -> Iterator[dict[str, np.ndarray]]:
+        found: Iterator[dict[str, np.ndarray]] = self._stream.iter_batches(  # type: ignore[assignment]
+            batch_size=_BLOCK_ROWS, batch_format="numpy"
+        )
+        yield from found
+
+    def all(self) -> Iterator[np.ndarray]:
+        """Every artifact once, [M, *shape]."""
+        if self._kept is not None:
+            artifacts = self._kept[0]
+            yield from (artifacts[start : start + _BLOCK_ROWS] for start in range(0, len(artifacts), _BLOCK_ROWS))
+        else:
+            yield from (block["artifact"] for block in self._blocks())
+
+    def epoch(self, number: int, batch_size: int) -> Iterable[Batch]:
+        """Shuffled batches, as many on each worker."""
+        if self._kept is not None:
+            return from_arrays(*self._kept, batch_size, self._seed)(number)
+        streamed: Any = self._stream.iter_batches(
+            batch_size=batch_size, batch_format="numpy", drop_last=True,
+            local_shuffle_buffer_size=self._buffer_rows, local_shuffle_seed=self._seed + number,
+        )  # fmt: skip
+        return itertools.islice((_tensors(b["artifact"], b["label"], b["row"]) for b in streamed),
+                                self.count // batch_size)  # fmt: skip
+
+
+def _tensors(artifacts: np.ndarray, label_b: np.ndarray, row_b: np.ndarray) -> Batch:
+    """Copies: what Ray Data and Arrow hand out can't be written, of which torch warns."""
+    return tuple(torch.from_numpy(np.array(values)) for values in (artifacts, label_b, row_b))  # type: ignore[return-value]
+
+
+class _Held:
+    """Artifacts of some parts, read by this worker, and kept if they take no more than half of what training may."""
+
+    def __init__(self, worker: Worker, reader: ArtifactReader, parts: Sequence[Part]) -> None:
+        self._reader, self._parts = reader, parts
+        self._limit_bytes = _KEPT_PART * worker.memory_bytes / 2
+        self._kept: list[tuple[np.ndarray, Part]] | None = None
+
+    def batches(self) -> Iterator[Batch]:
+        """In the order of the shards."""
+        for artifacts, part in self._kept if self._kept is not None else self._read():
+            for start in range(0, len(part.row_n), _EVALUATION_BATCH):
+                block = slice(start, start + _EVALUATION_BATCH)
+                yield _tensors(artifacts[block], part.label_n[block], part.row_n[block])
+
+    def _read(self) -> Iterator[tuple[np.ndarray, Part]]:
+        kept, held_bytes = [], 0
+        for part in self._parts:
+            artifacts = to_numpy(self._reader.read(part.shard, part.place_n)["artifact"])
+            held_bytes += artifacts.nbytes
+            if held_bytes <= self._limit_bytes:
+                kept.append((artifacts, part))
+            yield artifacts, part
+        if held_bytes <= self._limit_bytes:
+            self._kept = kept
