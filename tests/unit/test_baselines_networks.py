@@ -236,7 +236,7 @@ def test_the_process_is_left_as_it_was() -> None:
     expected = torch.rand(1)
     torch.manual_seed(3)
     threads = torch.get_num_threads()
-    baseline = make_baseline("yu19", 2, (32, 32), 0, threads=2, budget_images=8, batch=8)
+    baseline = make_baseline("nataraj19", 2, (32, 32), 0, threads=2, levels=8, budget_images=8, batch=8)
     baseline.fit(images_bchw, label_b, images_bchw, label_b)
     assert torch.rand(1) == expected and torch.get_num_threads() == threads
 
