@@ -86,7 +86,7 @@ def test_features_and_scores_are_finite_and_the_same_for_the_same_seed(name: str
     np.testing.assert_array_equal(scores_bs, again[1])
 
 
-@pytest.mark.parametrize("name", ["nataraj19", "yu19"])
+@pytest.mark.parametrize("name", ["nataraj19", "marra18"])
 def test_another_seed_is_another_network(name: str) -> None:
     images_bchw, label_b = two_sources(8, 32, 0)
     scores = []
