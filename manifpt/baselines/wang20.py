@@ -29,7 +29,7 @@ from torch import nn
 
 from manifpt.baselines.network import Classifier, LearnedBaseline, Training
 from manifpt.spaces.base import SpaceSpec
-from manifpt.spaces.weights import REGISTRY, _cache_folder, load_state, resolve_weights
+from manifpt.spaces.weights import REGISTRY, cache_folder, load_state, resolve_weights
 from manifpt.storage import join, normalize, store_of
 
 __all__ = ["Wang20", "blur_jpeg"]
@@ -131,5 +131,5 @@ def _normalised(images_bchw: np.ndarray) -> torch.Tensor:
 def _is_at_hand() -> bool:
     """Whether the weight file lies where `resolve_weights` looks first. Never downloads."""
     mirror, file = os.environ.get("MANIFPT_WEIGHTS"), REGISTRY[WEIGHTS].file
-    uris = [join(folder, file) for folder in ([normalize(mirror)] if mirror else []) + [_cache_folder()]]
+    uris = [join(folder, file) for folder in ([normalize(mirror)] if mirror else []) + [cache_folder()]]
     return any(store_of(uri).stat(uri) is not None for uri in uris)

@@ -21,7 +21,7 @@ from manifpt.storage import LocalStore, join, normalize, store_of
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["REGISTRY", "Published", "load_state", "resolve_weights", "timm_preprocessing"]
+__all__ = ["REGISTRY", "Published", "cache_folder", "load_state", "resolve_weights", "timm_preprocessing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def load_state(spec: SpaceSpec) -> dict[str, torch.Tensor]:
     }
 
 
-def _cache_folder() -> str:
+def cache_folder() -> str:
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "manifpt", "weights")
 
 
@@ -140,13 +140,13 @@ def _find(file: str, source: str, sha256: str) -> str:
         if store_of(uri).stat(uri) is not None:
             return uri
     mirror = os.environ.get("MANIFPT_WEIGHTS")
-    for folder in ([normalize(mirror)] if mirror else []) + [_cache_folder()]:
+    for folder in ([normalize(mirror)] if mirror else []) + [cache_folder()]:
         uri = join(folder, file)
         if store_of(uri).stat(uri) is not None:
             return uri
     if not is_web:
         raise ConfigError(f"There is no weight file {source}; correct `weights`, or use one of {', '.join(REGISTRY)}.")
-    return _download(source, join(_cache_folder(), file), sha256)
+    return _download(source, join(cache_folder(), file), sha256)
 
 
 def _download(source: str, uri: str, sha256: str) -> str:
@@ -155,7 +155,7 @@ def _download(source: str, uri: str, sha256: str) -> str:
             data = answer.read()
     except (urllib.error.URLError, OSError) as error:
         raise ConfigError(
-            f"Can't download {source} ({error}). Put the file into {_cache_folder()}, or set MANIFPT_WEIGHTS to a "
+            f"Can't download {source} ({error}). Put the file into {cache_folder()}, or set MANIFPT_WEIGHTS to a "
             f"folder or s3:// prefix that has it."
         ) from error
     if sha256 and hashlib.sha256(data).hexdigest() != sha256.lower():
