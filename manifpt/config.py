@@ -16,9 +16,11 @@ from manifpt.log import event
 
 __all__ = [
     "ArtifactsConfig",
+    "DenoiserConfig",
     "EvaluateConfig",
     "IndexConfig",
     "ReferenceConfig",
+    "ReproduceConfig",
     "TrainConfig",
     "parse",
     "rejection_budget",
@@ -121,6 +123,24 @@ class ArtifactsConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DenoiserConfig:
+    """Trains a denoiser on the real images of a reference."""
+
+    reference: str
+    """The bundle; it must have a space of pixels."""
+    output: str
+    """The denoiser: a folder or prefix."""
+    space: str = "ycbcr"
+    """Of the reference: rgb or ycbcr."""
+    images: int = 200_000
+    """Images seen in training."""
+    seed: int = 0
+    """Of weights, order and noise."""
+    workers: int | None = None
+    """Default: one a GPU, or one a node."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Trains an attributor on the artifacts of a run."""
 
@@ -187,8 +207,37 @@ class EvaluateConfig:
     """All images re-encoded alike. The runs' reference must have been built with it."""
     dataset: str | None = None
     """Its name in the tables. Default: that of the first run's folder."""
-    paper_column: Literal["cifar10", "celeba", "chq", "ffhq"] | None = None
-    """Show the paper's Table 2 beside."""
+    paper_column: str | None = None
+    """Show the paper's Table 2 beside: cifar10, celeba, chq or ffhq."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReproduceConfig:
+    """Makes the table of a data set, from its images to Markdown. The same command again goes on."""
+
+    recipe: str
+    """A shipped one (gm_cifar10, paper_gm_chq, ...) or a YAML file."""
+    images: str
+    """The root that the recipe's folders or files lie in."""
+    output: str
+    """A local folder."""
+    runs: tuple[str, ...] = ()
+    """Estimates and controls to compare: nearest none random blur-0.7 soft-0.01 denoiser ... Default: all."""
+    baselines: tuple[str, ...] = ("all",)
+    """all, or names."""
+    networks: tuple[str, ...] = ("small", "head")
+    """Tried on image-shaped artifacts; validation picks."""
+    epochs: int | None = None
+    """Of each training at most. Default: the network's recipe."""
+    seeds: int = 3
+    """Each has its own split, weights and order."""
+    most_images: int | None = None
+    """Images of a label at most. Default: the recipe's."""
+    denoiser_images: int = 200_000
+    """Images that the denoiser sees in training."""
+    equalize_codec: bool = False
+    """Re-encode all images alike (JPEG, quality 75, 4:2:0)."""
+    own_spaces: OwnSpaces = dataclasses.field(default_factory=dict)
 
 
 Config = TypeVar("Config")

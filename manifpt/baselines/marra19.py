@@ -9,8 +9,8 @@ fingerprint, correlation normalised (mean removed, unit norm). No code of theirs
 Deviation: BM3D can't be had here. f is Wiener's local filter, m + max(v - n, 0) / v (x - m), with m and v the mean and
 variance of 3x3 pixels of a channel, reflected at the borders, and n a noise variance. A later re-implementation took
 non-local means (7-px patches, 21-px search, h = 25); on 600 images of three real sources at 32 px, which chose between
-the two, it was less accurate than this (0.41 against 0.44 to 0.48) and took a hundred times as long. BM3D's assumed noise isn't known either, so the
-deviation sqrt n is the one of `NOISE` with the best validation accuracy.
+the two, it was less accurate than this (0.41 against 0.44 to 0.48) and took a hundred times as long. BM3D's assumed
+noise isn't known either, so the deviation sqrt n is the one of `NOISE` with the best validation accuracy.
 
 Our reading: one correlation over all pixels and channels. `features` are the S correlations, since they are all that
 the decision sees; the residual itself, P numbers, is larger than any sample a Frechet distance is computed from.

@@ -36,7 +36,7 @@ _BATCH_PX = 1 << 20
 class Denoiser(nn.Module):
     """D(x) = x - f(x), f a stack of 3 x 3 convolutions without biases: what f returns is the noise."""
 
-    def __init__(self, width: int = 48, depth: int = 6) -> None:
+    def __init__(self, width: int = 32, depth: int = 5) -> None:
         super().__init__()
         channels = [3, *[width] * (depth - 1), 3]
         self.layers = nn.ModuleList(

@@ -122,6 +122,7 @@ def load_state(spec: SpaceSpec) -> dict[str, torch.Tensor]:
 
 
 def cache_folder() -> str:
+    """Where downloaded weights lie on this machine."""
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "manifpt", "weights")
 
 

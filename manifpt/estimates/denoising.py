@@ -1,0 +1,182 @@
+"""The command `train_denoiser`: a denoiser of the reference's reals, trained over workers.
+
+Legend: B images, N reference images.
+
+No generated image takes part. Noise is Gaussian, its standard deviation drawn anew for each image, log-uniform between
+two bounds: small ones, since what generators leave is small. The loss is the squared error over the noise's variance,
+so that every level counts the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+
+from manifpt.config import DenoiserConfig
+from manifpt.distributed import Worker, run_workers
+from manifpt.errors import ConfigError
+from manifpt.estimates.denoiser import Denoiser, save_denoiser
+from manifpt.log import event
+from manifpt.pipeline import cluster, connect
+from manifpt.reference import Codes, Reference, open_bundle
+from manifpt.resources import share_training
+from manifpt.spaces import SpaceSpec
+from manifpt.storage import join, normalize, store_of
+
+__all__ = ["train_denoiser"]
+
+_SIGMAS = (0.002, 0.05)  # of pixels in [0, 1]
+_BATCH = 32
+_LEARNING_RATE = 2e-3
+_REPORT_EVERY = 250  # steps
+_WARM_UP = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    reference: str
+    digest: str
+    space: str
+    output: str
+    images: int
+    seed: int
+
+
+def train_denoiser(config: DenoiserConfig) -> dict[str, Any]:
+    """Trains a denoiser, or goes on where an earlier call stopped. Returns what its config says.
+
+    Raises:
+        ConfigError: no such reference, or none of pixels.
+        WorkerError: workers died again and again.
+    """
+    output = normalize(config.output)
+    bundle = open_bundle(normalize(config.reference))
+    spec = bundle.spaces.get(config.space)
+    if spec is None or spec.kind != "rgb":
+        known = ", ".join(name for name, known in bundle.spaces.items() if known.kind == "rgb") or "none"
+        raise ConfigError(
+            f"A denoiser needs a space of pixels of the reference, not {config.space!r}; it has: {known}."
+        )
+    if config.images < _BATCH:
+        raise ConfigError(f"--images must be at least {_BATCH}, not {config.images}.")
+    facts = {
+        "color": spec.color,
+        "codec": spec.codec,
+        "reference_digest": bundle.digest,
+        "sigmas": list(_SIGMAS),
+        "images_seen": config.images,
+        "seed": config.seed,
+    }
+    store, uri = store_of(output), join(output, "config.json")
+    if store.stat(uri) is not None:
+        found: dict[str, Any] = json.loads(store.read(uri))
+        if any(found.get(name) != value for name, value in facts.items()):
+            raise ConfigError(f"{output} holds another denoiser; choose another --output, or delete it.")
+        return found | {"trained": False}
+    event("denoiser", reference=bundle.uri, space=spec.name, images=bundle.images, images_seen=config.images)
+    connect()
+    shares = share_training(*cluster(), config.workers)
+    job = _Job(reference=bundle.uri, digest=bundle.digest, space=spec.name, output=output, images=config.images,
+               seed=config.seed)  # fmt: skip
+    begin = time.monotonic()
+    run_workers(_train, job, output, shares)
+    model = Denoiser()
+    model.load_state_dict(load(store.read(join(output, "trained.safetensors"))))
+    error = json.loads(store.read(join(output, "error.json")))
+    save_denoiser(model, output, facts | error | {"seconds": round(time.monotonic() - begin, 1)})
+    found = json.loads(store.read(uri))
+    return found | {"trained": True}
+
+
+def _train(worker: Worker, job: _Job) -> None:
+    bundle = open_bundle(job.reference)
+    if bundle.digest != job.digest:
+        raise ConfigError(f"The reference {job.reference} was built again meanwhile; start anew.")
+    spec = bundle.spaces[job.space]
+    reference = Reference(Codes(bundle, spec.code_key), spec)
+    count = len(reference.codes.array)
+    held_out = np.random.default_rng(job.seed).permutation(count)[: min(512, count // 10)]
+    rows_n = np.setdiff1d(np.arange(count), held_out)[worker.rank :: worker.count]
+    torch.manual_seed(job.seed)
+    model = Denoiser().to(worker.device).to(memory_format=torch.channels_last)
+    parallel, optimizer = worker.parallel(model), torch.optim.AdamW(model.parameters(), _LEARNING_RATE)
+    steps, first = max(1, job.images // _BATCH), 0
+    with worker.newest_checkpoint() as folder:
+        if folder is not None:
+            state = load((folder / "denoiser.safetensors").read_bytes())
+            first = int(state.pop("step"))
+            _restore(model, optimizer, state)
+    begin, share = time.monotonic(), max(1, _BATCH // worker.count)
+    for step in range(first, steps):
+        rng = np.random.default_rng([job.seed, worker.rank, step])
+        clean = _pixels(reference, rng.choice(rows_n, share, replace=len(rows_n) < share), spec, worker.device)
+        loss = _loss(parallel, clean, torch.Generator().manual_seed(int(rng.integers(2**62))))
+        part = step / steps
+        rate = part / _WARM_UP if part < _WARM_UP else 0.5 * (1 + math.cos(math.pi * part))
+        for group in optimizer.param_groups:
+            group["lr"] = _LEARNING_RATE * max(rate, 1 / steps)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if (step + 1) % _REPORT_EVERY == 0 or step + 1 == steps:
+            rate = (step + 1 - first) * _BATCH / (time.monotonic() - begin)
+            metrics = {"step": step + 1, "loss": float(loss.detach()), "images_per_s": rate}
+            worker.report(metrics, lambda folder, done=step + 1: _save(folder, model, optimizer, done))  # type: ignore[misc]
+    if worker.rank == 0:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        store_of(job.output).write(join(job.output, "trained.safetensors"), save(weights))
+        error = _measured(model, _pixels(reference, held_out, spec, worker.device))
+        store_of(job.output).write(join(job.output, "error.json"), json.dumps(error).encode())
+
+
+def _pixels(reference: Reference, rows: np.ndarray, spec: SpaceSpec, device: str) -> torch.Tensor:
+    """float32 [B, 3, H, W]."""
+    shape = (-1, 3, spec.view.height_px or 0, spec.view.width_px or 0)
+    pixels = torch.from_numpy(reference.embeddings_of(rows).reshape(shape))
+    return pixels.to(device).contiguous(memory_format=torch.channels_last)
+
+
+def _loss(model: torch.nn.Module, clean_bchw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    low, high = (math.log(sigma) for sigma in _SIGMAS)
+    sigma_b = torch.exp(torch.rand(len(clean_bchw), 1, 1, 1, generator=generator) * (high - low) + low)
+    noise = torch.randn(clean_bchw.shape, generator=generator) * sigma_b
+    denoised = model(clean_bchw + noise.to(clean_bchw.device))
+    return (((denoised - clean_bchw) / sigma_b.to(clean_bchw.device)) ** 2).mean()
+
+
+def _measured(model: Denoiser, clean_bchw: torch.Tensor) -> dict[str, Any]:
+    """On reals that it was not trained on: what is left of the noise's variance, at a few levels; 1 is no denoising."""
+    left = {}
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        for sigma in (0.005, 0.01, 0.02, 0.05):
+            noise = torch.randn(clean_bchw.shape, generator=generator) * sigma
+            denoised = model(clean_bchw + noise.to(clean_bchw.device))
+            left[str(sigma)] = round(float(((denoised - clean_bchw) ** 2).mean()) / sigma**2, 4)
+    return {"variance_left": left}
+
+
+def _save(folder: Path, model: Denoiser, optimizer: torch.optim.Optimizer, step: int) -> None:
+    tensors = {f"model/{name}": t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    for number, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"{number}/{slot}": torch.as_tensor(value).cpu().contiguous() for slot, value in slots.items()}
+    (folder / "denoiser.safetensors").write_bytes(save(tensors | {"step": torch.tensor(step)}))
+
+
+def _restore(model: Denoiser, optimizer: torch.optim.Optimizer, state: Mapping[str, torch.Tensor]) -> None:
+    model.load_state_dict({k.removeprefix("model/"): t for k, t in state.items() if k.startswith("model/")})
+    document = optimizer.state_dict()
+    for name, tensor in state.items():
+        number, _, slot = name.partition("/")
+        if number != "model":
+            document["state"].setdefault(int(number), {})[slot] = tensor
+    optimizer.load_state_dict(document)

@@ -1,0 +1,157 @@
+"""The command `reproduce_tables`: a recipe and its images -> manifests, references, runs, the table.
+
+Each step is a command of its own, and a step that was done before is not done again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from manifpt.config import (
+    ArtifactsConfig,
+    DenoiserConfig,
+    EvaluateConfig,
+    IndexConfig,
+    ReferenceConfig,
+    ReproduceConfig,
+)
+from manifpt.errors import ConfigError
+from manifpt.log import event
+from manifpt.manifest import Manifest, write_manifest
+from manifpt.recipes.framing import framed_name, framed_table
+from manifpt.recipes.load import labels, recipe
+from manifpt.recipes.schema import Recipe
+from manifpt.recipes.select import inputs, select
+from manifpt.runs import build_reference, compute_artifacts, index_images
+from manifpt.storage import is_local, join, normalize, store_of
+
+__all__ = ["reproduce_tables"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One run of `compute_artifacts` that a table needs: flags by name, and spaces."""
+
+    name: str
+    spaces: tuple[str, ...]
+    flags: Mapping[str, Any]
+
+
+# What the tables compare. Parameters that validation chooses among are runs of their own.
+_PAPER = ("rgb", "frequency", "supervised", "selfsupervised")
+_RUNS = (
+    _Run(name="nearest", spaces=(*_PAPER, "ycbcr"), flags={}),
+    _Run(name="none", spaces=(*_PAPER, "ycbcr", "frequency_ycbcr"), flags={"estimate": "none"}),
+    _Run(name="random", spaces=("rgb",), flags={"estimate": "random"}),
+    *(_Run(name=f"blur-{s}", spaces=("ycbcr",), flags={"estimate": "blur", "sigma": s}) for s in (0.5, 0.7, 1.0)),
+    *(_Run(name=f"soft-{s}", spaces=("ycbcr",), flags={"estimate": "soft", "sigma": s}) for s in (0.003, 0.01, 0.03)),
+    _Run(name="mean-16", spaces=("ycbcr",), flags={"estimate": "mean", "neighbors": 16}),
+    _Run(name="hull-64", spaces=("ycbcr",), flags={"estimate": "hull", "neighbors": 64}),
+    _Run(name="denoiser", spaces=("ycbcr",), flags={"estimate": "denoiser"}),
+)
+
+
+def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
+    """Runs every step of a recipe. Returns what `evaluate_attributor` does.
+
+    Raises:
+        ConfigError: no such recipe, or images that aren't where it says.
+    """
+    found, images, output = recipe(config.recipe), normalize(config.images), normalize(config.output)
+    if not is_local(output):
+        raise ConfigError("reproduce_tables keeps manifests and label maps on this machine: choose a local --output.")
+    os.makedirs(output, exist_ok=True)
+    wanted = [run for run in _RUNS if not config.runs or run.name in config.runs]
+    unknown = set(config.runs) - {run.name for run in _RUNS}
+    if unknown or not wanted:
+        raise ConfigError(f"Unknown run {', '.join(sorted(unknown))}; known: {', '.join(r.name for r in _RUNS)}.")
+    manifests = _manifests(found, images, output)
+    own = config.own_spaces
+    spaces = [*dict.fromkeys([*found.spaces, "ycbcr", "frequency_ycbcr", *own])]
+    reference = join(output, "reference")
+    build_reference(
+        ReferenceConfig(
+            manifest=manifests["reference"], output=reference, spaces=tuple(spaces), size_px=found.size_px,
+            equalize_codec=config.equalize_codec, own_spaces=own,
+        )
+    )  # fmt: skip
+    runs = []
+    for run in wanted:
+        of_run = tuple(name for name in run.spaces if name in spaces)
+        if run.name in ("nearest", "none"):
+            of_run += tuple(name for name in own if name not in of_run)
+        flags = dict(run.flags)
+        if run.name == "denoiser":
+            flags["denoiser"] = join(output, "denoiser")
+            _train_denoiser(reference, flags["denoiser"], config.denoiser_images)
+        runs.append(join(output, "runs", run.name))
+        compute_artifacts(
+            ArtifactsConfig(manifest=manifests["queries"], reference=reference, output=runs[-1], spaces=of_run, **flags)
+        )
+    from manifpt.evaluation.evaluate import evaluate_attributor  # torch costs seconds
+
+    return evaluate_attributor(
+        EvaluateConfig(
+            artifacts=tuple(runs), output=join(output, "evaluation"), networks=config.networks, epochs=config.epochs,
+            baselines=config.baselines, seeds=config.seeds, group_column=found.images.group_column,
+            most_images=config.most_images, equalize_codec=config.equalize_codec,
+            dataset=found.name + (", codec equalised" if config.equalize_codec else ""),
+            paper_column=found.paper_column,
+        )
+    )  # fmt: skip
+
+
+def _train_denoiser(reference: str, output: str, images: int) -> None:
+    from manifpt.estimates.denoising import train_denoiser
+
+    train_denoiser(DenoiserConfig(reference=reference, output=output, images=images))
+
+
+def _manifests(found: Recipe, images: str, output: str) -> dict[str, str]:
+    """Manifests of the reference and of the queries, whose sources are the recipe's labels."""
+    uris = {name: join(output, f"{name}.parquet") for name in ("reference", "queries")}
+    if all(store_of(uri).stat(uri) is not None for uri in uris.values()):
+        return uris
+    framed_root = join(output, "framed")
+    _frame(found, images, framed_root)
+    indexed = join(output, "indexed.parquet")
+    index_images(
+        IndexConfig(
+            input=tuple(inputs(found, images, framed_root)), output=indexed,
+            source_column=found.images.source_column, keep_columns=found.images.keep_columns,
+        )
+    )  # fmt: skip
+    manifest = Manifest(indexed)
+    selected = select(found, manifest.read(0, manifest.rows))
+    for name, table in (("reference", selected.reference), ("queries", selected.queries)):
+        write_manifest(table.to_batches(), uris[name])
+    event("selected", recipe=found.name, reference=len(selected.reference), queries=len(selected.queries),
+          labels=len(set(labels(found).values())))  # fmt: skip
+    for reason, count in selected.left_out.items():
+        event("left_out", what=reason, images=count)
+    return uris
+
+
+def _frame(found: Recipe, images: str, framed_root: str) -> None:
+    """Real images cropped as the generators were trained, where the recipe says so."""
+    for part in (*found.real.reference, *found.real.queries):
+        for crop_px in part.crops_px:
+            target = Path(framed_root) / framed_name(part.path, crop_px)
+            if target.exists():
+                continue
+            begin = time.monotonic()
+            uri = join(images, part.path)
+            with store_of(uri).open(uri) as stream:
+                table = framed_table(pq.read_table(stream), crop_px, found.size_px)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_suffix(".partial")
+            pq.write_table(table, partial, row_group_size=1024)
+            partial.replace(target)
+            event("framed", file=part.path, crop_px=crop_px, seconds=time.monotonic() - begin)
