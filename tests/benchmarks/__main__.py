@@ -1,6 +1,6 @@
 """Runs the benchmark, writes `bench.json` and prints a table.
 
-    python -m tests.benchmarks [--sections search embed whole growth driver] [--rounds 5] [--output bench.json]
+    python -m tests.benchmarks [--sections search embed train whole growth driver] [--rounds 5] [--output bench.json]
 
 Real images come from `../shared/data` where it is there, else from the shipped sample. Let nothing else run meanwhile.
 """
@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import driver, embed, growth, search, whole
+from tests.benchmarks import driver, embed, growth, search, train, whole
 from tests.benchmarks.data import SHARED
 from tests.benchmarks.measure import hardware
 
-SECTIONS = ("search", "embed", "driver", "growth", "whole")
+SECTIONS = ("search", "embed", "train", "driver", "growth", "whole")
 
 
 def main() -> None:
@@ -56,6 +56,8 @@ def one(section: str, options: argparse.Namespace) -> dict[str, Any]:
             found = search.run(options.rounds, threads, folder, say)
         elif section == "embed":
             found = embed.run(options.rounds, threads, folder, say)
+        elif section == "train":
+            found = train.run(options.rounds, threads, folder, say)
         elif section == "whole":
             found = whole.run(options.rounds, threads, folder, options.images, options.paired_images, say)
         elif section == "growth":
