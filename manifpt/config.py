@@ -164,7 +164,7 @@ class TrainConfig:
     most_images: int | None = None
     """Images of a label at most."""
     group_column: str | None = None
-    """Kept column: images that share its value stay on one side of the split (a latent, say)."""
+    """Kept column: images that share its value stay on one side of the split. Default: latent_group, if it was kept."""
     workers: int | None = None
     """Default: one a GPU, or one a node."""
     tracker: Literal["tensorboard", "mlflow"] | None = None
@@ -198,7 +198,7 @@ class EvaluateConfig:
     most_images: int | None = None
     """Images of a label at most."""
     group_column: str | None = None
-    """Kept column: images that share its value stay on one side of the split."""
+    """Kept column: images that share its value stay on one side of the split. Default: latent_group, if it was kept."""
     test_artifacts: tuple[str, ...] = ()
     """Cross-dataset: test on all images of these runs, one for each of --artifacts."""
     test_labels: str | None = None

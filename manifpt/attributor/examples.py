@@ -33,6 +33,7 @@ __all__ = ["Choice", "Examples", "Part", "read_labels", "select_examples"]
 
 # With what `fetch` needs: a baseline looks at the image itself.
 _COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin"]
+_GROUP = "latent_group"
 _WHERE_KEPT = ["went_through_jpeg"]  # the codec audit's
 _NUMBERS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
@@ -45,7 +46,7 @@ class Choice:
         labels: by source, what it is called; None: it is left out. Sources that aren't named keep their name.
         min_images: a label with fewer is left out.
         most_images: of a label, drawn by image id; None: all.
-        group_column: rows that share a value lie on one side.
+        group_column: rows that share a value lie on one side; None: `latent_group`, where the shards have it.
         seed: of the sides.
         image_ids: those to choose among; None: all of the run.
     """
@@ -181,6 +182,7 @@ def _rows(run: str, plan: Plan, spec: SpaceSpec, group_column: str | None) -> tu
             f"command again."
         )
     columns = [*_COLUMNS, *([group_column] if group_column else [])]
+    optional = [name for name in (_GROUP, *_WHERE_KEPT) if name not in columns]
 
     def read(shard: int) -> tuple[pa.Table, tuple[int, ...] | None]:
         uri = join(run, part_path("artifacts", spec.name, shard))
@@ -193,7 +195,7 @@ def _rows(run: str, plan: Plan, spec: SpaceSpec, group_column: str | None) -> tu
                     f"The shards of {run} have no column {missing[0]!r}: index the images again with --keep-columns "
                     f"{missing[0]}, or leave out --group-column."
                 )
-            table = file.read([*columns, *(name for name in _WHERE_KEPT if name in file.schema_arrow.names)])
+            table = file.read([*columns, *(name for name in optional if name in file.schema_arrow.names)])
         place = pa.array(np.arange(len(table)), pa.int32())
         table = table.append_column("shard", pa.array(np.full(len(table), shard), pa.int32()))
         return table.append_column("place", place).replace_schema_metadata(None), shape
@@ -269,6 +271,7 @@ def _sides(table: pa.Table, label_n: np.ndarray, labels: Sequence[str], choice: 
     if own and own <= set(_NUMBERS):
         return np.array([_NUMBERS[split] for split in table["split"].to_pylist()], np.int8)
     keys: list[list[Any]] = [table["content_hash"].to_pylist()]
-    if choice.group_column:
-        keys.append([None if v in (None, "") else str(v) for v in table[choice.group_column].to_pylist()])
+    group = choice.group_column or (_GROUP if _GROUP in table.column_names else None)
+    if group:
+        keys.append([None if v in (None, "") else str(v) for v in table[group].to_pylist()])
     return assign_splits(label_n, keys, table["image_id"].to_pylist(), choice.seed, sources=labels)

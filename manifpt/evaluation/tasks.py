@@ -8,6 +8,7 @@ Every task leaves its result in a folder of its own, `done.json` last, and finds
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ def fit_attributor(work: Work) -> dict[str, Any]:
     assert work.recipe is not None
     torch.set_num_threads(work.threads)
     examples, recipe = work.examples, work.recipe
+    _refuse_large(examples)
     artifacts, label_n, _ = _artifacts(examples, TRAIN)
     if not np.isfinite(artifacts).all():
         raise ConfigError(f"Artifacts of {examples.run} hold numbers that are not finite: compute them again.")
@@ -117,6 +119,17 @@ def fit_attributor(work: Work) -> dict[str, Any]:
         "images_per_s": float(np.median([epoch.images_per_s for epoch in state.history])),
         "parameters": sum(p.numel() for p in network.parameters()),
     })  # fmt: skip
+
+
+def _refuse_large(examples: Examples) -> None:
+    """Evaluation keeps artifacts in memory, once as they are and once in float32."""
+    needed_bytes = 8 * len(examples.label_n) * int(np.prod(examples.shape))
+    has_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed_bytes > has_bytes // 2:
+        raise ConfigError(
+            f"{len(examples.label_n):,} artifacts of {examples.run} take {needed_bytes / 2**30:.0f} GiB here: lower "
+            f"--most-images, or use train_attributor, which streams, and give its bundle to --attributor."
+        )
 
 
 def test_attributor(work: Work) -> dict[str, Any]:
