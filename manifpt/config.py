@@ -181,8 +181,8 @@ class EvaluateConfig:
     """Results: table.md, table.json, details.json. The same command again goes on."""
     spaces: tuple[str, ...] = ()
     """Of the runs. Default: all."""
-    networks: tuple[str, ...] = ("small", "head")
-    """Tried on image-shaped artifacts; validation picks."""
+    networks: tuple[str, ...] = ()
+    """Tried on image-shaped artifacts; validation picks. Default: small on pixels, head on spectra."""
     epochs: int | None = None
     """Of each training at most. Default: the network's recipe."""
     baselines: tuple[str, ...] = ()
@@ -225,8 +225,8 @@ class ReproduceConfig:
     """Estimates and controls to compare: nearest none random blur-0.7 soft-0.01 denoiser ... Default: all."""
     baselines: tuple[str, ...] = ("all",)
     """all, or names."""
-    networks: tuple[str, ...] = ("small", "head")
-    """Tried on image-shaped artifacts; validation picks."""
+    networks: tuple[str, ...] = ()
+    """Tried on image-shaped artifacts; validation picks. Default: small on pixels, head on spectra."""
     epochs: int | None = None
     """Of each training at most. Default: the network's recipe."""
     seeds: int = 3

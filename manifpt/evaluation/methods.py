@@ -17,6 +17,7 @@ from manifpt.spaces import SpaceSpec
 
 __all__ = ["Candidate", "candidates_of", "group_title", "key_digest"]
 
+_NETWORKS = {"rgb": ("small",), "frequency": ("head",)}
 _CONTROLS = ("none", "random", "blur")
 
 
@@ -72,7 +73,8 @@ def candidates_of(
         runs: folders of finished runs.
         test_runs: none, or one for each run.
         spaces: of these only; none: all.
-        networks: to try on image-shaped artifacts; vectors always get `head`.
+        networks: to try on image-shaped artifacts; none: `small` on pixels, `head` on spectra, which have no places
+            that a convolution could share weights over. Vectors always get `head`.
         epochs: of each training at most; None: the recipe's.
 
     Raises:
@@ -89,7 +91,7 @@ def candidates_of(
     test_of: Sequence[str | None] = test_runs or [None] * len(runs)
     for run, test_run, plan in zip(runs, test_of, plans, strict=True):
         for spec in (spec for spec in plan.spaces if not spaces or spec.name in spaces):
-            for network in networks if spec.kind != "network" else ["head"]:
+            for network in ["head"] if spec.kind == "network" else networks or _NETWORKS[spec.kind]:
                 recipe = RECIPES[network]
                 recipe = replace(recipe, epochs=min(epochs, recipe.epochs)) if epochs else recipe
                 found.append(Candidate(run=run, test_run=test_run, space=spec, estimate=plan.estimate,
