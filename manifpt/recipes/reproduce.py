@@ -26,7 +26,7 @@ from manifpt.errors import ConfigError
 from manifpt.log import event
 from manifpt.manifest import Manifest, write_manifest
 from manifpt.recipes.framing import framed_name, framed_table
-from manifpt.recipes.load import labels, recipe
+from manifpt.recipes.load import recipe
 from manifpt.recipes.schema import Recipe
 from manifpt.recipes.select import inputs, select
 from manifpt.runs import build_reference, compute_artifacts, index_images
@@ -58,6 +58,9 @@ _RUNS = (
 )
 
 
+_SOFT_PX = 73  # 3 * 73^2 numbers an image: see manifpt.estimates.gaussian
+
+
 def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
     """Runs every step of a recipe. Returns what `evaluate_attributor` does.
 
@@ -72,6 +75,9 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
     unknown = set(config.runs) - {run.name for run in _RUNS}
     if unknown or not wanted:
         raise ConfigError(f"Unknown run {', '.join(sorted(unknown))}; known: {', '.join(r.name for r in _RUNS)}.")
+    if found.size_px > _SOFT_PX:
+        event("left_out", source="soft", why=f"at {found.size_px} px the covariance of all pixels is too large")
+        wanted = [run for run in wanted if run.flags.get("estimate") != "soft"]
     manifests = _manifests(found, images, output)
     own = config.own_spaces
     spaces = [*dict.fromkeys([*found.spaces, "ycbcr", "frequency_ycbcr", *own])]
@@ -133,9 +139,9 @@ def _manifests(found: Recipe, images: str, output: str) -> dict[str, str]:
     for name, table in (("reference", selected.reference), ("queries", selected.queries)):
         write_manifest(table.to_batches(), uris[name])
     event("selected", recipe=found.name, reference=len(selected.reference), queries=len(selected.queries),
-          labels=len(set(labels(found).values())))  # fmt: skip
-    for reason, count in selected.left_out.items():
-        event("left_out", what=reason, images=count)
+          labels=len(set(selected.queries["source"].to_pylist())))  # fmt: skip
+    for source, why in selected.left_out.items():
+        event("left_out", source=source, why=why)
     return uris
 
 
