@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from manifpt.attributor.networks import make_network
+from manifpt.attributor.training import Recipe, Trainer, class_weights, fit, from_arrays, outputs_of
 from manifpt.projection import NearestProjector
 from manifpt.search import Choice
 from manifpt.spaces import make_space, spec_of
@@ -54,3 +56,20 @@ def test_features_are_those_of_the_cpu(tmp_path: Path) -> None:
     views_bchw = np.random.default_rng(0).integers(0, 256, (32, 3, 224, 224), dtype=np.uint8)
     on_cpu, on_gpu = (make_space(spec, 2, device).encode(views_bchw) for device in ("cpu", "cuda"))
     np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-3, atol=1e-3)
+
+
+def test_an_attributor_learns_on_the_device_and_says_the_same_on_the_cpu() -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    label_n = np.arange(256) % 2
+    artifacts = rng.standard_normal((256, 3, 32, 32)).astype(np.float16)
+    artifacts[label_n == 1, :, ::2] += 1
+    network = make_network("small", (3, 32, 32), 2)
+    recipe = Recipe(epochs=4, learning_rate=3e-3)
+    trainer = Trainer(network, recipe, class_weights(label_n, 2), 4, "cuda")
+    state = fit(trainer, from_arrays(artifacts, label_n, 64, seed=0), lambda: from_arrays(artifacts, label_n, 64)(0))
+    assert max(epoch.validation_accuracy for epoch in state.history) > 0.95
+    batches = list(from_arrays(artifacts, label_n, 64)(0))
+    on_gpu = np.concatenate([found.logits_bs for found in outputs_of(network, batches, "cuda")])
+    on_cpu = np.concatenate([found.logits_bs for found in outputs_of(network.cpu(), batches)])
+    assert (on_gpu.argmax(1) == on_cpu.argmax(1)).mean() > 0.99
