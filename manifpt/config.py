@@ -229,7 +229,7 @@ def _from_yaml(kind: type[Config], path: str) -> Config:
             hint = "put it in quotes" if isinstance(value, int | float) else "see --help"  # a source named 2024, say
             raise ConfigError(f"--config {path}: {name} can't be {value!r}; {hint}.")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in loaded.items()}
-    values |= {name: float(value) for name, value in values.items() if _is_whole(value, str(fields[name].type))}
+    values |= {name: float(value) for name, value in loaded.items() if _is_whole(value, str(fields[name].type))}
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             values.setdefault(name, tyro.MISSING)
