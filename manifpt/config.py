@@ -278,6 +278,7 @@ def _from_yaml(kind: type[Config], path: str) -> Config:
             hint = "put it in quotes" if isinstance(value, int | float) else "see --help"  # a source named 2024, say
             raise ConfigError(f"--config {path}: {name} can't be {value!r}; {hint}.")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in loaded.items()}
+    values |= {name: float(value) for name, value in loaded.items() if _is_whole(value, str(fields[name].type))}
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             values.setdefault(name, tyro.MISSING)
@@ -293,7 +294,12 @@ def _fits(value: Any, annotation: str) -> bool:
         return isinstance(value, str) and f'"{value}"' in annotation
     kinds: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
     allowed = [kinds[name.strip()] for name in annotation.split("|") if name.strip() in kinds]
-    return type(value) in allowed or (value is None and "None" in annotation)
+    return type(value) in allowed or (value is None and "None" in annotation) or _is_whole(value, annotation)
+
+
+def _is_whole(value: Any, annotation: str) -> bool:
+    """Whether a float was written without a point."""
+    return type(value) is int and "float" in annotation.split(" | ")
 
 
 def rejection_budget(text: str, images: int) -> int:

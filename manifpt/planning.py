@@ -12,7 +12,8 @@ from manifpt.artifacts import INLINE_LIMIT_BYTES
 from manifpt.config import ArtifactsConfig, ReferenceConfig
 from manifpt.decode import DECODER, decode, decoder_versions
 from manifpt.errors import BadImage, ConfigError
-from manifpt.estimates.spec import Estimate
+from manifpt.estimates import Estimate, check_estimate
+from manifpt.estimates.residual import projected_in
 from manifpt.fetch import fetch
 from manifpt.log import event
 from manifpt.manifest import Manifest
@@ -73,6 +74,10 @@ def plan_artifacts(config: ArtifactsConfig) -> tuple[Plan, str]:
         )
     specs = [_of_bundle(name, bundle, config) for name in dict.fromkeys(config.spaces or bundle.spaces)]
     estimate = _estimate(config)
+    if estimate.residual_first and not any(spec.kind == "frequency" for spec in specs):
+        raise ConfigError("--residual-first is for frequency spaces; name one after --spaces, or leave it out.")
+    for spec in specs:
+        check_estimate(estimate, projected_in(spec, estimate), bundle.dims[spec.name])
     inline = {"inline": True, "lazy": False, "auto": None}[config.store]
     item_bytes = np.dtype(config.dtype).itemsize
     stored = tuple(

@@ -11,11 +11,38 @@ import numpy as np
 from manifpt.errors import ConfigError
 from manifpt.estimates.spec import ESTIMATES, Estimate
 from manifpt.projection import Projector
+from manifpt.spaces import SpaceSpec
 
 if TYPE_CHECKING:
     from manifpt.reference import Reference
 
-__all__ = ["ESTIMATES", "Estimate", "make_projector"]
+__all__ = ["ESTIMATES", "Estimate", "check_estimate", "make_projector"]
+
+
+def check_estimate(estimate: Estimate, spec: SpaceSpec, dim: int) -> None:
+    """Whether an estimate can be had in a space; a worker finds out too, but late.
+
+    Args:
+        estimate: it.
+        spec: of the space in which x* is sought.
+        dim: D.
+
+    Raises:
+        ConfigError: the estimate is for images, and the space has none; or it can't be had at this size.
+    """
+    if estimate.name in ("blur", "denoiser") and spec.kind != "rgb":
+        raise ConfigError(
+            f"--estimate {estimate.name} works on pixels, not on the space {spec.name!r}: choose rgb or ycbcr, or a "
+            f"frequency space with --residual-first."
+        )
+    if estimate.name == "soft":
+        from manifpt.estimates.gaussian import check_dims  # torch costs seconds
+
+        check_dims(dim)
+    if estimate.name == "denoiser":
+        from manifpt.estimates.denoiser import check_pixels
+
+        check_pixels(estimate.weights, spec)
 
 
 def make_projector(estimate: Estimate, reference: Reference, device: str = "cpu") -> Projector:
@@ -29,11 +56,7 @@ def make_projector(estimate: Estimate, reference: Reference, device: str = "cpu"
     Raises:
         ConfigError: the estimate is for images, and the space has none; or it can't be had at this size.
     """
-    if estimate.name in ("blur", "denoiser") and (len(reference.shape) != 3 or reference.space.spec.kind != "rgb"):
-        raise ConfigError(
-            f"--estimate {estimate.name} works on pixels, not on the space {reference.space.spec.name!r}: choose rgb "
-            f"or ycbcr, or a frequency space with --residual-first."
-        )
+    check_estimate(estimate, reference.space.spec, int(np.prod(reference.shape)))
     return _MAKERS[estimate.name](estimate, reference, device)
 
 

@@ -28,7 +28,7 @@ from manifpt.projection import Projection, projection_without_sample
 from manifpt.spaces import SpaceSpec
 from manifpt.storage import join, store_of
 
-__all__ = ["Denoiser", "DenoiserProjector", "denoiser_digest", "save_denoiser"]
+__all__ = ["Denoiser", "DenoiserProjector", "check_pixels", "denoiser_digest", "save_denoiser"]
 
 _BATCH_PX = 1 << 20
 
@@ -78,9 +78,23 @@ def _config(uri: str) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(store_of(uri).read(join(uri, "config.json")))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no denoiser at {uri}; make one with jobs/train_denoiser.py.") from error
-    if "weights_sha256" not in document or "color" not in document:
+    except ValueError:
+        document = {}
+    if not {"weights_sha256", "color", "architecture"} <= set(document):
         raise ConfigError(f"{uri} holds no denoiser; make one with jobs/train_denoiser.py.")
     return document
+
+
+def check_pixels(uri: str, spec: SpaceSpec) -> None:
+    """Raises:
+    ConfigError: a denoiser was trained in other colours, or through another codec, than a space has.
+    """
+    document = _config(uri)
+    if document["color"] != spec.color:
+        raise ConfigError(f"The denoiser {uri} was trained on {document['color']} pixels, not on {spec.color}.")
+    codec = document.get("codec", "")
+    if codec != spec.codec:
+        raise ConfigError(f"The denoiser {uri} was trained with codec {codec!r}, and the space has {spec.codec!r}.")
 
 
 class DenoiserProjector:
@@ -95,10 +109,12 @@ class DenoiserProjector:
         Raises:
             ConfigError: it was trained in other colours, or changed since the plan was made.
         """
+        check_pixels(uri, spec)
         document = _config(uri)
-        if document["color"] != spec.color:
-            raise ConfigError(f"The denoiser {uri} was trained on {document['color']} pixels, not on {spec.color}.")
-        data = store_of(uri).read(join(uri, "model.safetensors"))
+        try:
+            data = store_of(uri).read(join(uri, "model.safetensors"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"The denoiser {uri} has lost its weights; make it again.") from error
         if hashlib.sha256(data).hexdigest() != weights_sha256:
             raise ConfigError(f"The denoiser {uri} was changed since this run was planned: choose another --output.")
         self._model = Denoiser(**document["architecture"])

@@ -22,7 +22,7 @@ import torch
 from manifpt.errors import ConfigError
 from manifpt.projection import Projection, Rows, projection_without_sample
 
-__all__ = ["Moments", "SoftProjector", "moments_of"]
+__all__ = ["Moments", "SoftProjector", "check_dims", "moments_of"]
 
 _MOST_DIMS = 16_384  # the matrix takes 8 D^2 bytes: 2 GiB
 _BLOCK_BYTES = 64 << 20
@@ -81,6 +81,17 @@ def moments_of(blocks: Callable[[], Iterator[np.ndarray]], dim: int, tile_dims: 
     return Moments(count, mean_d, scatter_dd - count * np.outer(rest_d, rest_d))
 
 
+def check_dims(dim: int) -> None:
+    """Raises:
+    ConfigError: D is too large for a matrix D x D.
+    """
+    if dim > _MOST_DIMS:
+        raise ConfigError(
+            f"A soft projection holds a matrix of {dim:,} x {dim:,} numbers: choose a space of at most "
+            f"{_MOST_DIMS:,}, such as rgb with --size-px 64."
+        )
+
+
 class SoftProjector:
     """x* = x - sigma^2 (C + sigma^2 I)^-1 (x - mu), C and mu of the reference (normalised by N)."""
 
@@ -100,13 +111,9 @@ class SoftProjector:
             device: of the products for queries.
 
         Raises:
-            ConfigError: D is too large for a matrix D x D.
+            ConfigError: D is too large for a matrix D x D, or sigma too small for the precision of the covariance.
         """
-        if dim > _MOST_DIMS:
-            raise ConfigError(
-                f"A soft projection holds a matrix of {dim:,} x {dim:,} numbers: choose a space of at most "
-                f"{_MOST_DIMS:,}, such as rgb with --size-px 64."
-            )
+        check_dims(dim)
         step = max(1, _BLOCK_BYTES // (4 * dim))
 
         def blocks() -> Iterator[np.ndarray]:
@@ -118,7 +125,10 @@ class SoftProjector:
         matrix_dd = torch.from_numpy(moments.scatter_dd)
         matrix_dd /= count
         matrix_dd.diagonal().add_(sigma**2)
-        self._inverse_dd = torch.cholesky_inverse(torch.linalg.cholesky(matrix_dd))
+        factor_dd, failed = torch.linalg.cholesky_ex(matrix_dd)
+        if failed:
+            raise ConfigError(f"--sigma {sigma} is below the rounding of the covariance: choose a larger one.")
+        self._inverse_dd = torch.cholesky_inverse(factor_dd)
         self._residual_dd = (self._inverse_dd * sigma**2).float().to(device)
 
     def project(self, embeddings_bd: np.ndarray, excluded: Sequence[np.ndarray] | None = None) -> Projection:

@@ -24,6 +24,7 @@ ESTIMATES: dict[str, tuple[str, ...]] = {
 }
 
 _MOST_NEIGHBORS = 64
+_LEAST_RIDGE = 1e-9  # below, float64 can't tell neighbours apart that are nearly one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +34,9 @@ class Estimate:
     Attributes:
         name: a key of `ESTIMATES`.
         neighbors: k, of `mean` and `hull`, 1 to 64.
-        ridge: of `hull`, times the mean squared distance of the k neighbours.
+        ridge: of `hull`, times the mean squared distance of the k neighbours, 1e-9 to 1e9.
         sigma: `soft`: the noise's standard deviation, in the embedding's units. `blur`: the Gaussian's, in px.
-        weights: a denoiser's file; `weights_sha256` is its digest.
+        weights: a denoiser's folder; `weights_sha256` is its digest.
         seed: of `random`.
         residual_first: in `frequency`: phi(x - x*), projected among pixels, instead of phi(x) - phi(x*).
     """
@@ -59,8 +60,8 @@ class Estimate:
             raise ConfigError(f"--neighbors is 1 to {_MOST_NEIGHBORS}, not {self.neighbors}.")
         if "sigma" in ESTIMATES[self.name] and not 0 < self.sigma < math.inf:
             raise ConfigError(f"--estimate {self.name} needs a --sigma above 0, such as {_EXAMPLES[self.name]}.")
-        if "ridge" in ESTIMATES[self.name] and not 0 < self.ridge < math.inf:
-            raise ConfigError(f"--ridge must be above 0, not {self.ridge}.")
+        if "ridge" in ESTIMATES[self.name] and not _LEAST_RIDGE <= self.ridge <= 1 / _LEAST_RIDGE:
+            raise ConfigError(f"--ridge is {_LEAST_RIDGE:g} to {1 / _LEAST_RIDGE:g}, not {self.ridge}.")
 
     @property
     def is_sample(self) -> bool:

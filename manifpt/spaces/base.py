@@ -61,7 +61,7 @@ class View:
             view_chw: uint8 [3, height_px, width_px].
 
         Raises:
-            BadImage: too small, or not of the native size.
+            BadImage: too small, not of the native size, or too long for its codec.
         """
         is_other = self._is_other(image_hwc)
         if self.codec:
@@ -93,10 +93,15 @@ class View:
 
 
 _QUALITY = 75  # libjpeg's default, and its 4:2:0
+_MOST_JPEG_PX = 65_500  # libjpeg's limit
 
 
 def _reencoded(image_hwc: np.ndarray) -> np.ndarray:
     """Through JPEG and back, at the size it came in: the last codec of every image is then the same."""
+    if max(image_hwc.shape) > _MOST_JPEG_PX:
+        height_px, width_px = image_hwc.shape[:2]
+        detail = f"{width_px} x {height_px} px; a JPEG has at most {_MOST_JPEG_PX} a side"
+        raise BadImage(RejectReason.TOO_LARGE, detail)
     stream = io.BytesIO()
     Image.fromarray(image_hwc).save(stream, "JPEG", quality=_QUALITY, subsampling="4:2:0")
     return np.asarray(Image.open(stream))
@@ -209,6 +214,8 @@ class SpaceSpec:
             )
         if fields.get("color", "rgb") not in ("rgb", "ycbcr"):
             raise ConfigError(f"Space {fields['name']!r}: color is rgb or ycbcr, not {fields['color']!r}.")
+        if fields["kind"] == "network" and fields.get("color", "rgb") != "rgb":
+            raise ConfigError(f"Space {fields['name']!r}: color is for pixel spaces; a network sees rgb.")
         if fields.get("codec", "") not in ("", "jpeg"):
             raise ConfigError(f"Space {fields['name']!r}: codec is jpeg or empty, not {fields['codec']!r}.")
         named: dict[str, Any] = {k: tuple(v) if k in {"mean", "std"} else v for k, v in fields.items()}

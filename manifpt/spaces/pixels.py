@@ -32,7 +32,7 @@ def pixels(codes: np.ndarray, color: str) -> np.ndarray:
     rgb_bchw = codes.astype(np.float64) / 255
     if color == "rgb":
         return rgb_bchw
-    flat_bcp = rgb_bchw.reshape(len(codes), 3, -1)
+    flat_bcp = rgb_bchw.reshape(len(codes), 3, codes.shape[2] * codes.shape[3])  # -1 can't be told of no image
     return np.matmul(_YCBCR, flat_bcp).reshape(rgb_bchw.shape)
 
 

@@ -101,6 +101,12 @@ class TestFile:
             parse(IndexConfig, ["--config", path], "x")
         assert caught.value.code == 2
 
+    def test_a_number_needs_no_point(self, file: File) -> None:
+        found = parse(ArtifactsConfig, ["--config", file("sigma: 1\nridge: 2\n")], "x")
+        assert (found.sigma, found.ridge) == (1.0, 2.0)
+        assert type(found.sigma) is type(found.ridge) is float, "1 and 1.0 must be one plan"
+        assert parse(ArtifactsConfig, ["--config", file("sigma: null\n"), "--sigma", "1"], "x").sigma == 1.0
+
     def test_own_spaces(self, file: File) -> None:
         path = file("own_spaces:\n  lite:\n    kind: network\n    size_px: 224\n")
         config = parse(ArtifactsConfig, ["--config", path, "--spaces", "lite"], "x")
@@ -123,6 +129,9 @@ class TestFile:
             ("shard_rows: '8'", "shard_rows"),
             ("shard_rows: 1.5", "shard_rows"),
             ("shard_rows: true", "shard_rows"),
+            ("sigma: true", "sigma"),
+            ("sigma: '1'", "sigma"),
+            ("estimate: closest", "estimate"),
             ("dry_run: 1", "dry_run"),
             ("dry_run: null", "dry_run"),
             ("store: bogus", "store"),

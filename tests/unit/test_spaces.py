@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from manifpt.errors import ConfigError
 from manifpt.spaces import SpaceSpec, make_space, spec_of
+from manifpt.spaces.base import View
 from manifpt.spaces.pixels import log_spectrum, pixels
 
 
@@ -82,3 +86,80 @@ def test_half_a_spectrum_is_no_longer_than_all_of_it(height_px: int, width_px: i
     assert (half_b >= whole_b * (1 - 1e-4)).all()
     noise_bd = rng.standard_normal(embeddings_bd.shape).astype(np.float32)  # no spectrum: the map itself shortens
     assert (np.linalg.norm(space.compact(noise_bd), axis=1) <= np.linalg.norm(noise_bd, axis=1)).all()
+
+
+# What plans and bundles held before there was a choice of colours and codecs; a change here orphans them all.
+OLD_IDENTITIES = {
+    "rgb": {
+        "name": "rgb", "kind": "rgb", "size_px": None, "height_px": 32, "width_px": 32, "min_px": 0,
+        "architecture": None, "weights_sha256": None, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+    },
+    "supervised": {
+        "name": "supervised", "kind": "network", "size_px": 224, "height_px": 32, "width_px": 32, "min_px": 0,
+        "architecture": "torchvision:resnet50", "weights_sha256": None, "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(OLD_IDENTITIES))
+def test_an_identity_without_new_fields_is_the_old_one(name: str) -> None:
+    spec = replace(spec_of(name, {}), height_px=32, width_px=32)
+    assert spec.identity() == OLD_IDENTITIES[name]
+    assert SpaceSpec.from_json(OLD_IDENTITIES[name]) == replace(spec, weights=None)
+    assert (spec.color, spec.codec) == ("rgb", "")
+    assert View(32, 32, resized=False, min_px=8).key == "native-32x32-min8", "the folder of a bundle's codes"
+
+
+@pytest.mark.parametrize("fields", [{"color": "ycbcr"}, {"codec": "jpeg"}, {"color": "ycbcr", "codec": "jpeg"}])
+def test_an_identity_with_new_fields_holds_them(fields: dict[str, str]) -> None:
+    spec = SpaceSpec(name="x", kind="rgb", height_px=8, width_px=8, **fields)  # type: ignore[arg-type]
+    assert {name: spec.identity().get(name) for name in fields} == fields
+    assert SpaceSpec.from_json(spec.identity()) == spec
+
+
+def test_colors_share_their_code_and_codecs_do_not() -> None:
+    plain = SpaceSpec(name="rgb", kind="rgb", height_px=8, width_px=8)
+    assert replace(plain, color="ycbcr").code_key == plain.code_key
+    assert replace(plain, codec="jpeg").code_key != plain.code_key
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"color": "hsv"}, "color is rgb or ycbcr, not 'hsv'"),
+        ({"codec": "webp"}, "codec is jpeg or empty, not 'webp'"),
+        ({"kind": "network", "color": "ycbcr"}, "color is for pixel spaces"),
+    ],
+)
+def test_colors_and_codecs_that_there_are_not(fields: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        SpaceSpec.from_json({"name": "x", "kind": "rgb", **fields})
+
+
+def test_ycbcr_is_pillows_within_its_rounding() -> None:
+    image_hwc = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    image_hwc[0, :8] = [[r, g, b] for r in (0, 255) for g in (0, 255) for b in (0, 255)]
+    theirs_chw = np.asarray(Image.fromarray(image_hwc).convert("YCbCr")).astype(np.float64).transpose(2, 0, 1)
+    theirs_chw[1:] -= 128
+    space = make_space(spec_of("ycbcr", {"ycbcr": {"height_px": 64, "width_px": 64}}))
+    ours_chw = space.embed(image_hwc.transpose(2, 0, 1)[None])[0]
+    assert ours_chw.dtype == np.float32
+    assert np.abs(ours_chw * 255 - theirs_chw).max() <= 1.01  # Pillow cuts off what is behind the point
+    assert np.abs(ours_chw[1:]).max() <= 0.5 + 1e-7
+
+
+def test_grey_has_no_chroma_and_its_own_brightness() -> None:
+    grey = np.repeat(np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16), 3, axis=1)
+    found = make_space(SpaceSpec(name="x", kind="rgb", color="ycbcr", height_px=16, width_px=16)).embed(grey)[0]
+    np.testing.assert_allclose(found[0], grey[0, 0] / 255, atol=1e-7)
+    np.testing.assert_allclose(found[1:], 0, atol=1e-7)
+
+
+def test_frequency_of_ycbcr_is_the_spectrum_of_those_channels() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (1, 3, 8, 8), dtype=np.uint8)
+    spec = replace(spec_of("frequency_ycbcr", {}), height_px=8, width_px=8)
+    red, green, blue = image[0].astype(np.float64) / 255
+    y = 0.299 * red + 0.587 * green + 0.114 * blue
+    channels = np.stack([y, (blue - y) / 1.772, (red - y) / 1.402])[None]
+    np.testing.assert_allclose(make_space(spec).embed(image), log_spectrum(channels), atol=1e-5)

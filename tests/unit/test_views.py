@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from manifpt.decode import decode
 from manifpt.errors import BadImage, RejectReason
 from manifpt.spaces.base import View
+from tests.helpers.images import encoded
 
 RNG = np.random.default_rng(0)
 
@@ -116,3 +120,53 @@ class TestResized:
 def test_keys_differ_where_views_do() -> None:
     views = [View(h, w, r, m) for h in (8, 9) for w in (8, 9) for r in (True, False) for m in (1, 2)]
     assert len({view.key for view in views}) == len(views)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    small = Image.fromarray(RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def through_jpeg(image: np.ndarray) -> np.ndarray:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=75, subsampling="4:2:0")
+    return np.asarray(Image.open(stream))
+
+
+class TestCodec:
+    def test_is_what_pillow_makes_of_it_at_the_size_it_came_in(self) -> None:
+        image = smooth(37, 51)
+        native = View(37, 51, resized=False, min_px=8, codec="jpeg").of(image)
+        np.testing.assert_array_equal(native, through_jpeg(image).transpose(2, 0, 1))
+        small = View(16, 16, resized=True, min_px=8, codec="jpeg")
+        np.testing.assert_array_equal(small.of(image), resized(16, 16).of(through_jpeg(image)))
+        np.testing.assert_array_equal(small.whole(image), small.of(image))
+
+    def test_files_of_either_codec_end_nearly_alike(self) -> None:
+        """Where one was JPEG and the other PNG, only the first loses anything; through the codec, both did."""
+        view, plain = (View(64, 64, resized=False, min_px=8, codec=codec) for codec in ("jpeg", ""))
+        for _ in range(5):
+            png = smooth(64, 64)
+            png = (png + RNG.normal(0, 4, png.shape)).clip(0, 255).astype(np.uint8)
+            jpeg = decode(encoded(Image.fromarray(png), "JPEG", quality=75, subsampling="4:2:0"))
+            before, after = (np.abs(v.of(png).astype(int) - v.of(jpeg).astype(int)).mean() for v in (plain, view))
+            assert after < 0.35 * before
+
+    def test_other_sizes_are_refused_as_without(self) -> None:
+        view = View(16, 16, resized=False, min_px=8, codec="jpeg")
+        for size, reason in (((17, 16), RejectReason.SIZE_MISMATCH), ((7, 16), RejectReason.TOO_SMALL)):
+            with pytest.raises(BadImage) as caught:
+                view.of(smooth(*size))
+            assert caught.value.reason is reason
+
+    def test_an_image_longer_than_a_jpeg_is_rejected(self) -> None:
+        """A small PNG can be; libjpeg's error would end the job."""
+        long = np.zeros((8, 65_501, 3), np.uint8)
+        with pytest.raises(BadImage) as caught:
+            View(8, 8, resized=True, min_px=8, codec="jpeg").of(long)
+        assert caught.value.reason is RejectReason.TOO_LARGE
+        assert View(8, 8, resized=True, min_px=8, codec="jpeg").of(long[:, 1:]).shape == (3, 8, 8)
+
+    def test_has_a_key_of_its_own(self) -> None:
+        keys = {View(8, 8, resized=False, min_px=8, codec=codec).key for codec in ("", "jpeg")}
+        assert keys == {"native-8x8-min8", "native-8x8-min8-jpeg"}
