@@ -376,7 +376,9 @@ def test_a_source_of_many_images_does_not_decide_the_temperature() -> None:
     logits_ns = 3 * rng.standard_normal((600, 3))
     label_n = np.where(rng.random(600) < 0.7, logits_ns.argmax(1), rng.integers(0, 3, 600))
     many = np.concatenate([np.arange(600), *[np.flatnonzero(label_n == 0)] * 9])
-    assert fit_temperature(logits_ns[many], label_n[many]) == pytest.approx(fit_temperature(logits_ns, label_n), rel=1e-3)
+    assert fit_temperature(logits_ns[many], label_n[many]) == pytest.approx(
+        fit_temperature(logits_ns, label_n), rel=1e-3
+    )
 
 
 def test_a_loss_is_in_the_history_as_json(tmp_path: Path) -> None:
