@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +30,7 @@ from manifpt.errors import ConfigError, WorkerError
 from manifpt.resources import TrainingShares
 from manifpt.storage import join, store_of
 
-__all__ = ["Worker", "run_workers"]
+__all__ = ["Worker", "run_workers", "told_in"]
 
 logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
 
@@ -148,9 +149,17 @@ def _work(config: dict[str, Any]) -> None:
     device = str(ray.train.torch.get_device())
     try:
         config["work"](Worker(context.get_world_rank(), context.get_world_size(), device, memory_bytes), config["job"])
-    except ConfigError as error:
-        store_of(config["error_uri"]).write(config["error_uri"], str(error).encode())
+    except Exception as error:
+        told = told_in(error)
+        if told is not None:
+            store_of(config["error_uri"]).write(config["error_uri"], told.encode())
         raise
+
+
+def told_in(error: Exception) -> str | None:
+    """The sentence of a `ConfigError`, also of one of a reading task, of which Ray Data leaves the text only."""
+    found = re.search(r"^manifpt\.errors\.(?:ConfigError|PlanMismatch): (.+)$", str(error), re.MULTILINE)
+    return found[1] if found else str(error) if isinstance(error, ConfigError) else None
 
 
 def _read(uri: str) -> str | None:

@@ -75,15 +75,21 @@ class Attributor:
             ) from error
         except ValueError as error:
             raise ConfigError(f"The attributor {uri} is damaged ({error}); train it again.") from error
+        if not isinstance(config, dict) or not isinstance(labels, list):
+            raise ConfigError(f"The attributor {uri} is damaged (config or labels are none); train it again.")
         if config.get("format") != _FORMAT:
             raise ConfigError(
                 f"The attributor {uri} has format {config.get('format')!r}; this version reads {_FORMAT}."
             )
-        if hashlib.sha256(data).hexdigest() != config["weights_sha256"]:
+        if hashlib.sha256(data).hexdigest() != config.get("weights_sha256"):
             raise ConfigError(f"The weights of {uri} are not those that its config names; train it again.")
-        network = make_network(config["network"], tuple(config["shape"]), len(labels))
-        network.load_state_dict(load(data))
-        return cls(network, labels, float(calibration["temperature"]), config)
+        try:
+            network = make_network(config["network"], tuple(config["shape"]), len(labels))
+            network.load_state_dict(load(data))
+            return cls(network, labels, float(calibration["temperature"]), config)
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:  # such as weights for other labels
+            why = str(error).strip().splitlines()
+            raise ConfigError(f"The attributor {uri} is damaged ({why[-1].strip()}); train it again.") from error
 
     def predict(self, artifacts: np.ndarray, device: str = "cpu") -> Attribution:
         """Names the sources of artifacts, float [B, *shape].

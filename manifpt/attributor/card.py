@@ -27,7 +27,7 @@ def model_card(labels: Sequence[str], config: Mapping[str, Any], metrics: Mappin
             "",
             f"Accuracy on {sum(metrics['test_images'])} test images that it never saw: {_percent(metrics['accuracy'])} "
             f"(mean over sources {_percent(metrics['balanced_accuracy'])}; chance {_percent(1 / len(labels))}). "
-            f"Calibration error {metrics['calibration_error']:.3f}. FD ratio {metrics['fd_ratio']:.2f}.",
+            f"Calibration error {metrics['calibration_error']:.3f}. {_ratio(metrics['fd_ratio'])}",
             "",
             "| source | test images | precision | recall |",
             "| --- | --- | --- | --- |",
@@ -36,7 +36,7 @@ def model_card(labels: Sequence[str], config: Mapping[str, Any], metrics: Mappin
             "## Use",
             "",
             "```python",
-            "from manifpt.attributor import Attributor",
+            "from manifpt.attributor.bundle import Attributor",
             "",
             "attribution = Attributor.load(PATH).predict(artifacts)  # of the same space, projection and reference",
             "```",
@@ -52,6 +52,10 @@ def model_card(labels: Sequence[str], config: Mapping[str, Any], metrics: Mappin
             "",
         ]
     )
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"FD ratio {value:.2f}."
 
 
 def _percent(value: float | None) -> str:

@@ -48,12 +48,18 @@ def load_state(folder: Path) -> State:
     """The inverse of `save_state`.
 
     Raises:
-        StorageError: the tensors are not those that were written.
+        StorageError: the files are not those that were written.
     """
-    facts = json.loads((folder / _FACTS).read_text())
-    data = (folder / _TENSORS).read_bytes()
-    if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-        raise StorageError(f"The checkpoint {folder} is damaged; delete the newest one to go on from the one before.")
+    try:
+        facts = json.loads((folder / _FACTS).read_text())
+        data = (folder / _TENSORS).read_bytes()
+        is_whole = hashlib.sha256(data).hexdigest() == facts["sha256"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise StorageError(
+            f"The checkpoint {folder} is damaged; delete the folder checkpoints/ to train from the start."
+        )
     kinds: dict[str, dict[str, torch.Tensor]] = {"network": {}, "best": {}}
     slots: dict[int, dict[str, Any]] = {int(p): dict(values) for p, values in facts["numbers"].items()}
     for name, tensor in load(data).items():

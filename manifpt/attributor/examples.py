@@ -36,6 +36,7 @@ _COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "source", "s
 _GROUP = "latent_group"
 _WHERE_KEPT = ["went_through_jpeg"]  # the codec audit's
 _NUMBERS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+_USES = {"train": "train on", "validation": "choose by (validation)", "test": "test on"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,7 @@ class Choice:
         group_column: rows that share a value lie on one side; None: `latent_group`, where the shards have it.
         seed: of the sides.
         image_ids: those to choose among; None: all of the run.
+        is_test: all images are to test on; one label is enough.
     """
 
     labels: Mapping[str, str | None]
@@ -57,6 +59,7 @@ class Choice:
     group_column: str | None = None
     seed: int = 0
     image_ids: pa.Array | None = None
+    is_test: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,8 @@ class Examples:
         spec, shape, estimate: of its artifacts.
         reference_digest: of its reference.
         labels: S names, sorted.
-        table: N rows: `image_id`, `source`, `content_hash`, `shard`, `place` and the group column.
+        table: N rows by `image_id`, so that two runs on the same images have the same rows: with `source`,
+            `content_hash`, `shard`, `place` and the group column.
         label_n: int64 [N].
         side_n: int8 [N], of `manifpt.attributor.splits`.
         left_out: images by reason.
@@ -105,8 +109,9 @@ class Examples:
     def parts(self, side: int) -> list[Part]:
         """A side's rows, shard by shard."""
         row_n = np.flatnonzero(self.side_n == side)
-        shard_n = self.table["shard"].to_numpy()[row_n]
-        place_n = self.table["place"].to_numpy()[row_n]
+        all_shard_n, all_place_n = self.table["shard"].to_numpy(), self.table["place"].to_numpy()
+        row_n = row_n[np.lexsort((all_place_n[row_n], all_shard_n[row_n]))]
+        shard_n, place_n = all_shard_n[row_n], all_place_n[row_n]
         cuts = np.flatnonzero(np.diff(shard_n)) + 1
         return [
             Part(int(shard_n[rows[0]]), place_n[rows], self.label_n[row_n[rows]], row_n[rows])
@@ -162,7 +167,7 @@ def select_examples(run: str, space: str, choice: Choice) -> Examples:
     sources = table["source"].to_pylist()
     named = [choice.labels.get(source, source) for source in sources]
     labels = tuple(sorted({label for label in named if label is not None}))
-    if len(labels) < 2:
+    if len(labels) < (1 if choice.is_test else 2):
         raise ConfigError(
             f"{run} has images of {len(labels)} label(s) ({', '.join(labels) or 'none'}): an attributor needs two or "
             f"more."
@@ -176,12 +181,12 @@ def select_examples(run: str, space: str, choice: Choice) -> Examples:
 def _rows(run: str, plan: Plan, spec: SpaceSpec, group_column: str | None) -> tuple[pa.Table, tuple[int, ...]]:
     """The light columns of all committed shards, and the shape of an artifact."""
     shards = sorted(committed_shards(run))
-    if len(shards) < plan.shards:
+    if len(shards) < plan.shards or store_of(run).stat(join(run, "_SUCCESS")) is None:
         raise ConfigError(
-            f"{run} has {len(shards)} of {plan.shards} shards: end it first with jobs/compute_artifacts.py, the same "
-            f"command again."
+            f"{run} has {len(shards)} of {plan.shards} shards, or was not ended: end it first with "
+            f"jobs/compute_artifacts.py, the same command again."
         )
-    columns = [*_COLUMNS, *([group_column] if group_column else [])]
+    columns = list(dict.fromkeys([*_COLUMNS, *([group_column] if group_column else [])]))
     optional = [name for name in (_GROUP, *_WHERE_KEPT) if name not in columns]
 
     def read(shard: int) -> tuple[pa.Table, tuple[int, ...] | None]:
@@ -205,7 +210,7 @@ def _rows(run: str, plan: Plan, spec: SpaceSpec, group_column: str | None) -> tu
     shapes = {shape for _, shape in found if shape is not None}
     if len(shapes) != 1:
         raise ConfigError(f"The shards of {run} hold artifacts of {len(shapes)} shapes: compute them again.")
-    return pa.concat_tables([table for table, _ in found]).combine_chunks(), shapes.pop()
+    return pa.concat_tables([table for table, _ in found]).sort_by("image_id").combine_chunks(), shapes.pop()
 
 
 def _checked(metadata: Mapping[bytes, bytes], plan: Plan, spec: SpaceSpec, uri: str) -> tuple[int, ...] | None:
@@ -267,9 +272,19 @@ def _drawn(label_n: np.ndarray, image_ids: Sequence[str], most: int) -> np.ndarr
 
 def _sides(table: pa.Table, label_n: np.ndarray, labels: Sequence[str], choice: Choice) -> np.ndarray:
     """The manifest's own split where it names one for every image, else a new one."""
+    if choice.is_test:
+        return np.full(len(label_n), TEST, np.int8)
     own = set(pc.unique(table["split"]).to_pylist())
     if own and own <= set(_NUMBERS):
-        return np.array([_NUMBERS[split] for split in table["split"].to_pylist()], np.int8)
+        side_n = np.array([_NUMBERS[split] for split in table["split"].to_pylist()], np.int8)
+        for name, side in _NUMBERS.items():
+            lacking = set(range(len(labels))) - set(label_n[side_n == side].tolist())
+            if lacking:
+                raise ConfigError(
+                    f"By the manifest's own split, {labels[min(lacking)]} has no image to {_USES[name]}: index the "
+                    f"images again without --split and --split-column for a new split, or leave it out with --labels."
+                )
+        return side_n
     keys: list[list[Any]] = [table["content_hash"].to_pylist()]
     group = choice.group_column or (_GROUP if _GROUP in table.column_names else None)
     if group:

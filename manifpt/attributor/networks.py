@@ -34,11 +34,13 @@ class AttributorNetwork(nn.Module):
         """Takes over the training artifacts' mean and standard deviation, float [shape] both.
 
         Coordinate by coordinate: a log-spectrum falls by four orders from low to high frequencies, and what tells
-        sources apart is at the high end. A coordinate that hardly varies is left at the median's scale.
+        sources apart is at the high end. A coordinate that hardly varies gets the scale of those that do: divided by
+        its own, the first image that differs there would drown out everything else.
         """
-        floor = 1e-3 * std.median().clamp(min=torch.finfo(torch.float32).tiny)
+        varying = std[std > 1e-6 * std.max()]  # more than what rounding leaves of a constant
+        scale = varying.median() if len(varying) else torch.ones_like(std).max()
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > floor, std, std.median().clamp(min=1e-12)))
+        self.std.copy_(torch.where(std > 1e-3 * scale, std, scale))
 
     def features(self, artifacts: torch.Tensor) -> torch.Tensor:
         """float [B, *shape] -> float [B, F], what the last layer sees; FD ratios are measured there."""
@@ -67,7 +69,7 @@ def make_network(name: str, shape: tuple[int, ...], sources: int) -> AttributorN
     """
     if name not in NETWORKS:
         raise ConfigError(f"Unknown network {name!r}; known: {', '.join(NETWORKS)}.")
-    if name != "head" and len(shape) != 3:
+    if name != "head" and (len(shape) != 3 or shape[0] != 3):
         raise ConfigError(f"--network {name} takes image-shaped artifacts, and these are {list(shape)}: use head.")
     network = NETWORKS[name](shape, sources)
     return network.to(memory_format=torch.channels_last) if len(shape) == 3 else network

@@ -30,7 +30,7 @@ from manifpt.metrics.attribution import (
     expected_calibration_error,
     precision_recall,
 )
-from manifpt.metrics.frechet import fd_ratio
+from manifpt.metrics.frechet import fd_ratio_or_none
 from manifpt.reference import library_versions
 from manifpt.resources import share_training
 from manifpt.spaces import BUILT_IN
@@ -86,6 +86,11 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
 
     pipeline.connect()
     shares = share_training(*pipeline.cluster(), config.workers)
+    if count_s.sum() < 2 * shares.workers:
+        raise ConfigError(
+            f"{shares.workers} workers can't share {count_s.sum()} training images, since each needs two: --workers "
+            f"{count_s.sum() // 2} or fewer."
+        )
     job = worker.Job(
         output=output,
         run=run,
@@ -104,7 +109,7 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
     rows = pipeline.artifact_rows(run, config.space, examples.parts(TRAIN), shares.task_cpus)
     with _told_as_it_goes(output, recipe.epochs, track):
         run_workers(worker.train, job, output, shares, rows)
-    metrics = _finish(output, examples, facts) | {"seconds": round(time.monotonic() - begin, 1)}
+    metrics = _finish(output, examples, facts, shares.workers) | {"seconds": round(time.monotonic() - begin, 1)}
     return metrics | {"trained": True}
 
 
@@ -197,13 +202,13 @@ def _told_as_it_goes(output: str, epochs: int, track: Any) -> Iterator[None]:
     tell()
 
 
-def _finish(output: str, examples: Examples, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _finish(output: str, examples: Examples, facts: Mapping[str, Any], workers: int) -> dict[str, Any]:
     """Calibrates on validation, measures on test, and publishes the bundle."""
     from safetensors.torch import load
 
     from manifpt.attributor.bundle import save_bundle
 
-    validation, test = (_predictions(output, side) for side in ("validation", "test"))
+    validation, test = (_predictions(output, side, workers) for side in ("validation", "test"))
     temperature = fit_temperature(to_numpy(validation["logits"]), examples.label_n[validation["row"].to_numpy()])
     label_n, logits_ns = examples.label_n[test["row"].to_numpy()], to_numpy(test["logits"])
     predicted_n = logits_ns.argmax(1)
@@ -220,7 +225,7 @@ def _finish(output: str, examples: Examples, facts: Mapping[str, Any]) -> dict[s
         "accuracy": accuracy(label_n, predicted_n),
         "balanced_accuracy": balanced_accuracy(label_n, predicted_n),
         "calibration_error": calibration["calibration_error"],
-        "fd_ratio": fd_ratio(to_numpy(test["features"]), label_n, facts["seed"]).ratio,
+        "fd_ratio": fd_ratio_or_none(to_numpy(test["features"]), label_n, facts["seed"]),
         "test_images": confusion_ss.sum(axis=1).tolist(),
         "precision": _no_nan(precision_s),
         "recall": _no_nan(recall_s),
@@ -241,9 +246,11 @@ def _no_nan(values: np.ndarray) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def _predictions(output: str, side: str) -> pa.Table:
-    """All workers' shares of a side, in the order of rows."""
+def _predictions(output: str, side: str, workers: int) -> pa.Table:
+    """All workers' shares of a side, in the order of rows; not those of an earlier attempt with more workers."""
     store, folder = store_of(output), join(output, "predictions")
-    names = sorted(entry.key for entry in store.list(folder) if entry.key.startswith(f"{side}-"))
+    written = {entry.key for entry in store.list(folder)}
+    names = [name for name in (f"{side}-{rank:05d}-of-{workers:05d}.parquet" for rank in range(workers))
+             if name in written]  # fmt: skip
     tables = [pq.read_table(pa.BufferReader(store.read(join(folder, name)))) for name in names]
     return pa.concat_tables(tables).combine_chunks().sort_by("row")

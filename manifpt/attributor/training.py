@@ -173,9 +173,21 @@ class Trainer:
             self.optimizer.step()
             right = (logits_bs.detach().argmax(1) == label_b).sum()
             sums += torch.stack([loss.detach().double() * len(label_b), right.double(), right.new_tensor(len(label_b))])
+        self._share_statistics()
         loss_sum, right_sum, images = self._reduce(sums.cpu().numpy())
         images = max(images, 1)
         return float(loss_sum / images), float(right_sum / images), int(images), time.perf_counter() - begin
+
+    def _share_statistics(self) -> None:
+        """Gives all workers the mean of what their batch normalisations have seen. Each has its own after an epoch, and
+        they would measure, and predict with, networks that differ from the one that is saved."""
+        seen = [buffer for name, buffer in self.network.named_buffers() if "running_" in name]
+        if seen:
+            own = torch.cat([buffer.flatten() for buffer in seen]).cpu().numpy().astype(np.float64)
+            total = self._reduce(np.append(own, 1))
+            mean = torch.from_numpy(total[:-1] / total[-1]).float()
+            for buffer, values in zip(seen, mean.split([buffer.numel() for buffer in seen]), strict=True):
+                buffer.copy_(values.view_as(buffer))
 
     def measure(self, batches: Iterable[Batch]) -> tuple[float, float]:
         """Cross-entropy and accuracy, each the mean of the sources' means, over all workers."""
@@ -320,7 +332,7 @@ def from_arrays(
     def batches(epoch: int = 0) -> Iterator[Batch]:
         count = len(label_b)
         order = np.arange(count) if seed is None else np.random.default_rng([seed, epoch]).permutation(count)
-        size = min(batch_size, count)
+        size = max(1, min(batch_size, count))
         stop = count if seed is None else count - count % size
         for start in range(0, stop, size):
             row_b = order[start : start + size]

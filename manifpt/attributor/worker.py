@@ -35,6 +35,7 @@ from manifpt.storage import join, store_of
 
 __all__ = ["Job", "train"]
 
+_NOT_FINITE = "Artifacts hold numbers that are not finite: compute them again."
 _KEPT_PART = 0.25  # of a worker's memory
 _EVALUATION_BATCH = 512
 _BLOCK_ROWS = 1024
@@ -77,7 +78,6 @@ def train(worker: Worker, job: Job) -> None:
     if job.weights is not None:
         start = {name: t for name, t in load_weights(job.weights).items() if not name.startswith("fc.")}
         network.body.load_state_dict(start)
-    torch.manual_seed(job.seed * _RANKS + worker.rank)  # dropout differs
     rows = _Rows(worker, job)
     network.standardize(*_mean_and_std(worker, rows.all(), job.shape))
     size = min(max(2, job.recipe.batch_size // worker.count), rows.count)
@@ -94,13 +94,19 @@ def train(worker: Worker, job: Job) -> None:
             store_of(job.output).write(join(job.output, "metrics.jsonl"), _lines(state).encode())
         worker.report(asdict(state.history[-1]), lambda folder: save_state(state, folder))
 
-    state = fit(trainer, lambda epoch: rows.epoch(epoch, size), validation.batches, state, on_epoch)
+    def batches(epoch: int) -> Iterable[Batch]:
+        # Dropout differs from worker to worker, and is the same after a resume.
+        torch.manual_seed(int(np.random.SeedSequence([job.seed, worker.rank, epoch]).generate_state(1, np.uint64)[0]))
+        return rows.epoch(epoch, size)
+
+    state = fit(trainer, batches, validation.batches, state, on_epoch)
     if worker.rank == 0:
         data = save({name: tensor.contiguous() for name, tensor in state.best.items()})
         store_of(job.output).write(join(job.output, "network.safetensors"), data)
     test = _Held(worker, reader, job.test[worker.rank :: worker.count])
     for side, held in (("validation", validation), ("test", test)):
-        _write_predictions(job.output, f"{side}-{worker.rank:05d}", network, held.batches(), worker.device)
+        name = f"{side}-{worker.rank:05d}-of-{worker.count:05d}"
+        _write_predictions(job.output, name, network, held.batches(), worker.device)
 
 
 def _lines(state: State) -> str:
@@ -142,7 +148,7 @@ def _mean_and_std(
         sums[2] += np.square(block, dtype=np.float64).sum(axis=0)
     count, total, squares = worker.summed(sums)
     if not np.isfinite(squares).all():
-        raise ConfigError("Artifacts hold numbers that are not finite: compute them again.")
+        raise ConfigError(_NOT_FINITE)
     mean = total / np.maximum(count, 1)
     variance = np.maximum(squares / np.maximum(count, 1) - mean**2, 0)
     return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance)).float()
@@ -158,11 +164,12 @@ class _Rows:
         row_bytes = 4 * int(np.prod(job.shape))
         self._buffer_rows = max(_BLOCK_ROWS, int(_KEPT_PART * worker.memory_bytes / row_bytes))
         self._kept: tuple[np.ndarray, np.ndarray] | None = None
-        if self.count <= self._buffer_rows:
-            blocks = [(block["artifact"], block["label"]) for block in self._blocks()]
-            artifacts, labels = (np.concatenate(list(part)) for part in zip(*blocks, strict=True))
-            self._kept = artifacts, labels
-            self.count = len(labels)
+        # All or none, where some have less memory: a stream waits until every worker asks for it again.
+        if worker.summed(np.array([self.count <= self._buffer_rows], np.float64))[0] == worker.count:
+            blocks = [(block["artifact"], block["label"], block["row"]) for block in self._blocks()]
+            artifacts, labels, row_n = (np.concatenate(list(part)) for part in zip(*blocks, strict=True))
+            order = np.argsort(row_n)  # they come in any order, and the seed's must follow from what there is
+            self._kept = artifacts[order], labels[order]
 
     def _blocks(self) -> Iterator[dict[str, np.ndarray]]:
         found: Iterator[dict[str, np.ndarray]] = self._stream.iter_batches(  # type: ignore[assignment]
@@ -214,6 +221,8 @@ class _Held:
         kept, held_bytes = [], 0
         for part in self._parts:
             artifacts = to_numpy(self._reader.read(part.shard, part.place_n)["artifact"])
+            if not np.isfinite(artifacts).all():
+                raise ConfigError(_NOT_FINITE)
             held_bytes += artifacts.nbytes
             if held_bytes <= self._limit_bytes:
                 kept.append((artifacts, part))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +45,7 @@ _FUSIONS = {
 _PAPER = {("rgb", "nearest"): "ManiFPT_RGB", ("frequency", "nearest"): "ManiFPT_FREQ",
           ("supervised", "nearest"): "ManiFPT_SL", ("selfsupervised", "nearest"): "ManiFPT_SSL"}  # fmt: skip
 _PAPER_BASELINES = {"mccloskey18": "McClo18"}
+_ByRun = dict[tuple[str, str], Examples]  # by run and space
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,9 @@ def evaluate_attributor(config: EvaluateConfig) -> dict[str, Any]:
     names = _baseline_names(config.baselines)
     candidates = candidates_of(runs, test_runs, config.spaces, config.networks, config.epochs)
     _check_codec(runs, config.equalize_codec)
+    bundles = [_of_bundle(path, runs, config) for path in config.attributor]  # first: what is wrong there costs no fits
     examples = _examples(candidates, config)
+    tests = _test_examples(candidates, examples[0], config)
     dataset = config.dataset or runs[0].rstrip("/").rpartition("/")[2]
     first = examples[0][candidates[0].run, candidates[0].space.name]
     event("evaluation", dataset=dataset, images=len(first.label_n), labels=len(first.labels), seeds=config.seeds,
@@ -80,12 +83,12 @@ def evaluate_attributor(config: EvaluateConfig) -> dict[str, Any]:
     audit = audit_codecs(first, config.equalize_codec)
 
     works = {
-        (n, seed): _work(candidate, examples[seed], config, output, seed)
+        (n, seed): _work(candidate, examples[seed], tests, output, seed)
         for n, candidate in enumerate(candidates)
         for seed in range(config.seeds)
     }
     baselines = {
-        (name, seed): _baseline_work(name, examples[seed], candidates[0], view, config, output, seed)
+        (name, seed): _baseline_work(name, examples[seed], tests, candidates[0], view, output, seed)
         for name in names
         for seed in range(config.seeds)
     }
@@ -98,8 +101,9 @@ def evaluate_attributor(config: EvaluateConfig) -> dict[str, Any]:
     fitted += [_of_baseline(name, [baselines[name, seed] for seed in range(config.seeds)]) for name in names]
     fusions, weights = _fusions(fitted)
     rows = [found.row for found in fitted] + [row for row, _ in fusions]
-    rows += [_of_bundle(path, runs, config) for path in config.attributor]
-    comparisons = _comparisons(fitted, fusions, examples)
+    rows += bundles
+    tested = [tests or of_seed for of_seed in examples]
+    comparisons = _comparisons(fitted, fusions, [next(iter(of_seed.values())) for of_seed in tested])
     separable = [source for source, is_separable in audit["separable"].items() if is_separable]
     table = table_json(dataset, rows, separable)
     counts = {side: int((first.side_n == number).sum()) for number, side in enumerate(SIDES)}
@@ -153,7 +157,7 @@ def _view(runs: Sequence[str]) -> View:
     raise ConfigError("Baselines see the pixels of an rgb or frequency space: add a run that has one.")
 
 
-def _examples(candidates: Sequence[Candidate], config: EvaluateConfig) -> list[dict[tuple[str, str], Examples]]:
+def _examples(candidates: Sequence[Candidate], config: EvaluateConfig) -> list[_ByRun]:
     """By seed: the rows of every run and space. All have the same images on the same sides."""
     choice = Choice(
         labels=read_labels(config.labels),
@@ -164,9 +168,7 @@ def _examples(candidates: Sequence[Candidate], config: EvaluateConfig) -> list[d
     pairs = list(dict.fromkeys((c.run, c.space.name) for c in candidates))
     first = [select_examples(run, space, choice) for run, space in pairs]
     digests = {examples.reference_digest for examples in first}
-    common = first[0].table["image_id"].combine_chunks()
-    for examples in first[1:]:
-        common = common.filter(pc.is_in(common, value_set=examples.table["image_id"].combine_chunks()))
+    common = _common_ids(first)
     event("images_in_all_runs", images=len(common), references=len(digests))
     out = []
     for seed in range(config.seeds):
@@ -175,37 +177,51 @@ def _examples(candidates: Sequence[Candidate], config: EvaluateConfig) -> list[d
     return out
 
 
-def _work(
-    candidate: Candidate, examples: Mapping[tuple[str, str], Examples], config: EvaluateConfig, output: str, seed: int
-) -> Work:
+def _work(candidate: Candidate, examples: _ByRun, tests: _ByRun, output: str, seed: int) -> Work:
     of_run = examples[candidate.run, candidate.space.name]
-    test = of_run if candidate.test_run is None else _test_examples(candidate, of_run, config)
+    test = of_run if candidate.test_run is None else tests[candidate.test_run, candidate.space.name]
     key = candidate.key() | {"examples": of_run.digest, "test": test.digest, "seed": seed}
     folder = join(output, "methods", f"{candidate.space.name}-{candidate.estimate.name}-{key_digest(key)}")
     return Work(folder=folder, key=key, name=candidate.network, examples=of_run, test_examples=test,
                 recipe=candidate.recipe, seed=seed)  # fmt: skip
 
 
-def _test_examples(candidate: Candidate, trained_on: Examples, config: EvaluateConfig) -> Examples:
-    """All images of another run, under the labels of training: the cross-dataset test."""
-    assert candidate.test_run is not None
-    choice = Choice(labels=read_labels(config.test_labels), group_column=config.group_column)
-    found = select_examples(candidate.test_run, candidate.space.name, choice)
-    unknown = sorted(set(found.labels) - set(trained_on.labels))
-    if unknown or found.shape != trained_on.shape or found.estimate.identity() != candidate.estimate.identity():
-        what = f"labels that training has not ({', '.join(unknown)})" if unknown else "another shape or projection"
-        raise ConfigError(f"{candidate.test_run} has {what}; map its sources with --test-labels, or leave them out.")
-    number = np.array([trained_on.labels.index(label) for label in found.labels], np.int64)
-    return replace(found, labels=trained_on.labels, label_n=number[found.label_n],
-                   side_n=np.full(len(found.label_n), TEST, np.int8))  # fmt: skip
+def _test_examples(candidates: Sequence[Candidate], examples: _ByRun, config: EvaluateConfig) -> _ByRun:
+    """All images that every test run has, under the labels of training: the cross-dataset test; {} without one."""
+    choice = Choice(labels=read_labels(config.test_labels), group_column=config.group_column, is_test=True)
+    found: _ByRun = {}
+    for candidate in (candidate for candidate in candidates if candidate.test_run is not None):
+        pair = str(candidate.test_run), candidate.space.name
+        trained_on = examples[candidate.run, candidate.space.name]
+        test = found[pair] = found.get(pair) or select_examples(*pair, choice)
+        unknown = sorted(set(test.labels) - set(trained_on.labels))
+        if unknown or test.shape != trained_on.shape or test.estimate.identity() != candidate.estimate.identity():
+            what = f"labels that training has not ({', '.join(unknown)})" if unknown else "another shape or projection"
+            raise ConfigError(f"{pair[0]} has {what}; map its sources with --test-labels, or leave them out.")
+    if not found:
+        return {}
+    choice = replace(choice, image_ids=_common_ids(found.values()))
+    labels = next(iter(examples.values())).labels
+    for pair in found:
+        test = select_examples(*pair, choice)
+        number = np.array([labels.index(label) for label in test.labels], np.int64)
+        found[pair] = replace(test, labels=labels, label_n=number[test.label_n])
+    return found
+
+
+def _common_ids(examples: Iterable[Examples]) -> pa.Array:
+    """The images that all have: a near copy of a real in one space is none in another."""
+    first, *others = (of_run.table["image_id"].combine_chunks() for of_run in examples)
+    for other in others:
+        first = first.filter(pc.is_in(first, value_set=other))
+    return first
 
 
 def _baseline_work(
-    name: str, examples: Mapping[tuple[str, str], Examples], candidate: Candidate, view: View | None,
-    config: EvaluateConfig, output: str, seed: int,
-) -> Work:  # fmt: skip
+    name: str, examples: _ByRun, tests: _ByRun, candidate: Candidate, view: View | None, output: str, seed: int
+) -> Work:
     of_run = examples[candidate.run, candidate.space.name]
-    test = of_run if candidate.test_run is None else _test_examples(candidate, of_run, config)
+    test = of_run if candidate.test_run is None else tests[candidate.test_run, candidate.space.name]
     assert view is not None
     key = {"baseline": name, "view": view.key, "examples": of_run.digest, "test": test.digest, "seed": seed}
     folder = join(output, "methods", f"{name}-{key_digest(key)}")
@@ -265,7 +281,7 @@ def _row(works: Sequence[Work], **fields: Any) -> Row:
         accuracies=tuple(test["accuracy"] for test in tests),
         balanced=tuple(test["balanced_accuracy"] for test in tests),
         validation=statistics.fmean(fit["validation_accuracy"] for fit in fits),
-        fd_ratios=tuple(test["fd_ratio"] for test in tests),
+        fd_ratios=tuple(test["fd_ratio"] for test in tests if test["fd_ratio"] is not None),
         train_s=statistics.fmean(fit["train_s"] for fit in fits),
         predict_s=statistics.fmean(test["predict_s"] for test in tests),
         **fields,
@@ -312,7 +328,7 @@ def _balanced(logits_ns: np.ndarray, label_n: np.ndarray) -> float:
 def _comparisons(
     fitted: Sequence[_Fitted],
     fusions: Sequence[tuple[Row, list[Outputs]]],
-    examples: Sequence[Mapping[tuple[str, str], Examples]],
+    tested: Sequence[Examples],
 ) -> list[Comparison]:
     """The best artifact method against the best baseline and the best control; fusion with artifacts and without.
     Best is what validation says."""
@@ -335,7 +351,7 @@ def _comparisons(
         if one in right and other in right:
             assert one is not None and other is not None
             found_by_seed = [
-                paired_bootstrap(a_n, b_n, seed, group_b=_groups(examples[seed]) if len(a_n) else None)
+                paired_bootstrap(a_n, b_n, seed, group_b=_groups(tested[seed]))
                 for seed, (a_n, b_n) in enumerate(zip(right[one], right[other], strict=True))
             ]
             mean = statistics.fmean(found.mean for found in found_by_seed)
@@ -343,9 +359,8 @@ def _comparisons(
     return out
 
 
-def _groups(examples: Mapping[tuple[str, str], Examples]) -> np.ndarray | None:
+def _groups(found: Examples) -> np.ndarray | None:
     """Of the test rows: which images must be resampled together."""
-    found = next(iter(examples.values()))
     column = next((name for name in found.table.column_names if name not in _PLAIN), None)
     if column is None:
         return None

@@ -82,6 +82,13 @@ def candidates_of(
     """
     if test_runs and len(test_runs) != len(runs):
         raise ConfigError(f"--test-artifacts names {len(test_runs)} runs and --artifacts {len(runs)}: one for each.")
+    for network in networks:
+        if network not in RECIPES:
+            raise ConfigError(f"Unknown network {network!r} in --networks; known: {', '.join(RECIPES)}.")
+    if not networks or not runs:
+        raise ConfigError("Name one run or more with --artifacts, and one network or more with --networks.")
+    if epochs is not None and epochs < 1:
+        raise ConfigError(f"--epochs must be at least 1, not {epochs}.")
     plans = [read_plan(run) for run in runs]
     known = {spec.name for plan in plans for spec in plan.spaces}
     for space in spaces:

@@ -36,7 +36,7 @@ from manifpt.baselines import make_baseline
 from manifpt.decode import decode
 from manifpt.errors import BadImage, ConfigError
 from manifpt.fetch import fetch
-from manifpt.metrics.frechet import fd_ratio
+from manifpt.metrics.frechet import fd_ratio_or_none
 from manifpt.reader import ArtifactReader
 from manifpt.spaces import View
 from manifpt.storage import join, store_of
@@ -91,14 +91,9 @@ def fit_attributor(work: Work) -> dict[str, Any]:
     examples, recipe = work.examples, work.recipe
     _refuse_large(examples)
     artifacts, label_n, _ = _artifacts(examples, TRAIN)
-    if not np.isfinite(artifacts).all():
-        raise ConfigError(f"Artifacts of {examples.run} hold numbers that are not finite: compute them again.")
     torch.manual_seed(work.seed)
     network = make_network(work.name, examples.shape, len(examples.labels))
-    network.standardize(
-        torch.from_numpy(artifacts.mean(axis=0, dtype=np.float64)).float(),
-        torch.from_numpy(artifacts.astype(np.float32).std(axis=0, dtype=np.float64)).float(),
-    )
+    network.standardize(*_mean_and_std(artifacts))
     size = min(recipe.batch_size, len(label_n))
     weight_s = class_weights(label_n, len(examples.labels), recipe.balanced)
     trainer = Trainer(network, recipe, weight_s, len(label_n) // size, work.device)
@@ -191,13 +186,12 @@ def _tested(work: Work, outputs: list[Outputs], seconds: float) -> dict[str, Any
     features_nf = np.concatenate([found.features_bf for found in outputs])
     label_n = np.concatenate([found.label_b for found in outputs])
     logits_ns = np.concatenate([found.logits_bs for found in outputs])
-    ratio = fd_ratio(features_nf, label_n, work.seed)
     return _end(work, "test", {
         "accuracy": float((logits_ns.argmax(1) == label_n).mean()),
         "balanced_accuracy": _balanced(logits_ns, label_n),
-        "fd_ratio": ratio.ratio,
-        "fd_half_images": ratio.half_images,
-        "features": ratio.features,
+        "fd_ratio": fd_ratio_or_none(features_nf, label_n, work.seed),
+        "fd_half_images": int(np.unique(label_n, return_counts=True)[1].min() // 2),
+        "features": features_nf.shape[1],
         "predict_s": seconds,
         "images": len(label_n),
     })  # fmt: skip
@@ -231,9 +225,23 @@ def _artifacts(examples: Examples, side: int) -> tuple[np.ndarray, np.ndarray, n
     reader = ArtifactReader(examples.run, examples.spec.name)
 
     def of_part(part: Part) -> np.ndarray:
-        return to_numpy(reader.read(part.shard, part.place_n)["artifact"])
+        artifacts = to_numpy(reader.read(part.shard, part.place_n)["artifact"])
+        if not np.isfinite(artifacts).all():
+            raise ConfigError(f"Artifacts of {examples.run} hold numbers that are not finite: compute them again.")
+        return artifacts
 
     return _gathered(examples.parts(side), of_part)
+
+
+def _mean_and_std(artifacts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every coordinate, float [*shape] both; block by block, since all of them as float64 take four times as much
+    memory as they have in float16."""
+    blocks = [artifacts[start : start + _BATCH] for start in range(0, len(artifacts), _BATCH)]
+    mean = np.sum([block.sum(axis=0, dtype=np.float64) for block in blocks], axis=0) / len(artifacts)
+    squares = np.zeros(artifacts.shape[1:])
+    for block in blocks:
+        squares += np.square(block - mean).sum(axis=0)
+    return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(squares / len(artifacts))).float()
 
 
 def _gathered(parts: list[Part], of_part: Callable[[Part], np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -24,7 +24,15 @@ from scipy import linalg
 
 from manifpt.errors import ConfigError
 
-__all__ = ["FdRatio", "Moments", "fd_ratio", "frechet_distance", "moments_of", "moments_of_covariance"]
+__all__ = [
+    "FdRatio",
+    "Moments",
+    "fd_ratio",
+    "fd_ratio_or_none",
+    "frechet_distance",
+    "moments_of",
+    "moments_of_covariance",
+]
 
 _NOT_SEMIDEFINITE = 1e-6  # of the largest eigenvalue; rounding leaves 1e-12 or so
 _BLOCK_NUMBERS = 1 << 23  # of stacked roots: 64 MiB
@@ -187,3 +195,16 @@ def fd_ratio(features_bf: np.ndarray, label_b: np.ndarray, seed: int) -> FdRatio
     else:
         ratio = math.inf if inter_mean > 0 else math.nan
     return FdRatio(ratio, inter_mean, intra_mean, half, features_bf.shape[1])
+
+
+def fd_ratio_or_none(features_bf: np.ndarray, label_b: np.ndarray, seed: int) -> float | None:
+    """The ratio, as JSON can hold it; None where there is none: a source of fewer than 4 images, or equal features.
+
+    Raises:
+        ConfigError: a feature that is no finite number.
+    """
+    count_l = np.unique(label_b, return_counts=True)[1]
+    if len(count_l) < 2 or count_l.min() < 4:
+        return None
+    ratio = fd_ratio(features_bf, label_b, seed).ratio
+    return ratio if math.isfinite(ratio) else None

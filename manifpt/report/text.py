@@ -54,7 +54,8 @@ def say_attributor(metrics: dict[str, Any], output: str) -> str:
     lines = [
         f"{how if metrics['trained'] else 'Was trained before'}: {output}",
         f"  accuracy {100 * metrics['accuracy']:.1f} % on {sum(metrics['test_images']):,} test images "
-        f"(mean over sources {100 * metrics['balanced_accuracy']:.1f} %), FD ratio {metrics['fd_ratio']:.2f}",
+        f"(mean over sources {100 * metrics['balanced_accuracy']:.1f} %)"
+        + ("" if metrics["fd_ratio"] is None else f", FD ratio {metrics['fd_ratio']:.2f}"),
         "",
         f"  {'source':<34}{'test images':>12}{'precision':>11}{'recall':>9}",
     ]

@@ -1,0 +1,98 @@
+"""Small run folders made by the project's own functions, without Ray and without images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifpt.artifacts import artifact_table, parquet_bytes, tensor_column
+from manifpt.estimates import Estimate
+from manifpt.plan import Plan, publish_plan
+from manifpt.shards import commit_shard, part_path
+from manifpt.spaces import SpaceSpec
+
+SHAPE = (3, 4, 4)
+
+
+def rows_of(sources: Mapping[str, int], **columns: Sequence[Any]) -> pa.Table:
+    """A manifest's rows, every source's images one after the other, with what a shard adds."""
+    names = [source for source, count in sources.items() for _ in range(count)]
+    ids = [f"{source}/{n:04d}.png" for source, count in sources.items() for n in range(count)]
+    count = len(ids)
+    table = {
+        "image_id": ids,
+        "uri": [f"/nowhere/{name}" for name in ids],
+        "container": pa.nulls(count, pa.string()),
+        "offset": pa.nulls(count, pa.int64()),
+        "size_bytes": pa.array([100] * count, pa.int64()),
+        "source": names,
+        "split": pa.nulls(count, pa.string()),
+        "content_hash": [hashlib.sha256(name.encode()).hexdigest() for name in ids],
+        "neighbor_id": ["real/0.png"] * count,
+        "distance": pa.array([1.0] * count, pa.float32()),
+        "twin": pa.nulls(count, pa.string()),
+    }
+    return pa.table(table | {name: pa.array(values) for name, values in columns.items()})
+
+
+def artifacts_of(rows: pa.Table, shape: tuple[int, ...] = SHAPE, gap: float = 3.0) -> np.ndarray:
+    """float16 [N, *shape], of each image always the same; sources differ in one coordinate each."""
+    found = []
+    names = sorted(set(rows["source"].to_pylist()))
+    for image_id, source in zip(rows["image_id"].to_pylist(), rows["source"].to_pylist(), strict=True):
+        seed = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:4], "big")
+        artifact = np.random.default_rng(seed).standard_normal(int(np.prod(shape)))
+        artifact[names.index(source)] += gap
+        found.append(artifact)
+    return np.reshape(found, (len(found), *shape)).astype(np.float16)
+
+
+def make_run(
+    folder: Path,
+    rows: pa.Table,
+    shard_rows: int = 16,
+    spaces: tuple[str, ...] = ("rgb",),
+    estimate: Estimate | None = None,
+    reference_digest: str = "r" * 64,
+    artifacts: Callable[[pa.Table], np.ndarray] = artifacts_of,
+    shards: int | None = None,
+) -> Path:
+    """A run; finished, unless it has fewer `shards` than its plan."""
+    specs = tuple(SpaceSpec(name=name, kind=name, height_px=4, width_px=4) for name in spaces)
+    plan = Plan(
+        task="artifacts", manifest_uri="m.parquet", manifest_digest="m", rows=len(rows), shard_rows=shard_rows,
+        spaces=specs, reference_uri="nowhere", reference_digest=reference_digest, inline=spaces, decoder="d",
+        estimate=estimate or Estimate(),
+    )  # fmt: skip
+    publish_plan(plan, str(folder))
+    for shard in range(plan.shards if shards is None else shards):
+        of_shard = rows.slice(plan.rows_of(shard).start, len(plan.rows_of(shard)))
+        found, parts = artifacts(of_shard), {}
+        for spec in specs:
+            metadata = {
+                "space": spec.name, "shape": list(found.shape[1:]), "dtype": "float16", "store": "inline",
+                "reference_digest": plan.reference_digest, "plan_digest": plan.digest, "spec": spec.identity(),
+                "estimate": plan.estimate.identity(),
+            }  # fmt: skip
+            flat = found.reshape(len(of_shard), -1)
+            parts[part_path("artifacts", spec.name, shard)] = artifact_table(of_shard, flat, found.shape[1:], metadata)
+        commit_shard(str(folder), shard, parts, [], {})
+    if shards is None:
+        (folder / "_SUCCESS").write_bytes(b"")
+    return folder
+
+
+def rewritten(part: Path, artifacts: np.ndarray | None = None, metadata: Mapping[str, str] | None = None) -> None:
+    """A part with other artifacts or metadata, and else as it was."""
+    table = pq.read_table(part)
+    known = dict(table.schema.metadata)
+    if artifacts is not None:
+        table = table.set_column(table.column_names.index("artifact"), "artifact", tensor_column(artifacts))
+    known |= {f"manifpt.{name}".encode(): value.encode() for name, value in (metadata or {}).items()}
+    part.write_bytes(parquet_bytes(table.replace_schema_metadata(known)))
