@@ -127,13 +127,12 @@ def test_an_evaluation_compares_runs_and_computes_nothing_twice(
     assert (output / "table.md").read_text().strip() == said.strip()
     before = {path: path.stat().st_mtime_ns for path in (output / "methods").rglob("*") if path.is_file()}
     again = job("evaluate_attributor", *arguments, env=cluster)
-    assert must(again) == said
+    must(again)
     assert "_done" not in again.stderr
     assert before == {path: path.stat().st_mtime_ns for path in (output / "methods").rglob("*") if path.is_file()}
-    assert json.loads((output / "table.json").read_text()) == [
-        row | {"predict_s": later["predict_s"]}
-        for row, later in zip(table, json.loads((output / "table.json").read_text()), strict=True)
-    ]
+    measured_again = {named: {"predict_s": by_method[named]["predict_s"]}}  # a bundle's time is taken each time
+    found = json.loads((output / "table.json").read_text())
+    assert [row | measured_again.get(row["method"], {}) for row in found] == table
 
 
 def said_in_this_process(

@@ -20,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manifpt import distributed, pipeline
 from manifpt.artifacts import to_numpy
 from manifpt.attributor import train as train_module
 from manifpt.attributor.bundle import Attributor, save_bundle
@@ -29,6 +30,7 @@ from manifpt.attributor.networks import make_network
 from manifpt.attributor.splits import SIDES, TEST, TRAIN, VALIDATION
 from manifpt.attributor.training import Recipe, class_weights
 from manifpt.attributor.worker import Job, train
+from manifpt.config import TrainConfig
 from manifpt.distributed import Worker, told_in
 from manifpt.errors import ConfigError, PlanMismatch
 from manifpt.reader import ArtifactReader
@@ -533,3 +535,29 @@ def test_epochs_are_told_once_also_after_a_resume(tmp_path: Path, monkeypatch: p
                 write(epochs)
                 time.sleep(0.05)
     assert told == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workers": 31}, "31 workers can't share 60 training images, since each needs two: --workers 30 or fewer"),
+        ({"epochs": 0}, "--epochs must be at least 1, not 0"),
+        ({"network": "small", "space": "frequency"}, "has no space 'frequency'"),
+        ({"min_images": 99}, "images of 0 label"),
+    ],
+)
+def test_what_a_training_can_not_do_is_told_before_it_begins(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(pipeline, "connect", lambda: None)
+    monkeypatch.setattr(pipeline, "cluster", lambda: (64.0, 0.0, 1))
+    monkeypatch.setattr(distributed, "run_workers", lambda *arguments: pytest.fail("it began"))
+    fields: dict[str, Any] = {
+        "artifacts": run,
+        "space": "rgb",
+        "network": "head",
+        "output": str(tmp_path / "t"),
+        **changes,
+    }
+    with pytest.raises(ConfigError, match=message):
+        train_module.train_attributor(TrainConfig(**fields))
