@@ -20,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manifpt import distributed, pipeline
 from manifpt.artifacts import to_numpy
 from manifpt.attributor import train as train_module
 from manifpt.attributor.bundle import Attributor, save_bundle
@@ -29,6 +30,7 @@ from manifpt.attributor.networks import make_network
 from manifpt.attributor.splits import SIDES, TEST, TRAIN, VALIDATION
 from manifpt.attributor.training import Recipe, class_weights
 from manifpt.attributor.worker import Job, train
+from manifpt.config import TrainConfig
 from manifpt.distributed import Worker, told_in
 from manifpt.errors import ConfigError, PlanMismatch
 from manifpt.reader import ArtifactReader
@@ -75,7 +77,7 @@ def test_parts_find_the_artifacts_of_their_rows(run: str) -> None:
             expected = artifacts_of(found.table.take(pa.array(part.row_n)))
             table = reader.read(part.shard, part.place_n)
             assert table["image_id"].to_pylist() == found.table["image_id"].take(pa.array(part.row_n)).to_pylist()
-            np.testing.assert_array_equal(to_numpy(table["artifact"])[:, 0, 0, 3:], expected[:, 0, 0, 3:])
+            np.testing.assert_array_equal(to_numpy(table["artifact"]), expected)
             rows += part.row_n.tolist()
     assert sorted(rows) == list(range(100))
 
@@ -270,11 +272,9 @@ def test_a_label_map(tmp_path: Path) -> None:
 
 def metrics_of(labels: tuple[str, ...], **changes: Any) -> dict[str, Any]:
     each: list[Any] = [0.5] * len(labels)
-    return {
-        "accuracy": 0.5, "balanced_accuracy": 0.5, "calibration_error": 0.1, "fd_ratio": 2.0,
-        "test_images": [4] * len(labels), "precision": each, "recall": each, "labels": list(labels), "trained": True, "epochs": 2, "training_s": 3.0,
-        "images_per_s": 9.0, **changes,
-    }  # fmt: skip
+    measured = {"accuracy": 0.5, "balanced_accuracy": 0.5, "calibration_error": 0.1, "fd_ratio": 2.0}
+    of_labels = {"test_images": [4] * len(labels), "precision": each, "recall": each, "labels": list(labels)}
+    return measured | of_labels | {"trained": True, "epochs": 2, "training_s": 3.0, "images_per_s": 9.0} | changes
 
 
 LABELS = ("gan", "real", "vae")
@@ -535,3 +535,29 @@ def test_epochs_are_told_once_also_after_a_resume(tmp_path: Path, monkeypatch: p
                 write(epochs)
                 time.sleep(0.05)
     assert told == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workers": 31}, "31 workers can't share 60 training images, since each needs two: --workers 30 or fewer"),
+        ({"epochs": 0}, "--epochs must be at least 1, not 0"),
+        ({"network": "small", "space": "frequency"}, "has no space 'frequency'"),
+        ({"min_images": 99}, "images of 0 label"),
+    ],
+)
+def test_what_a_training_can_not_do_is_told_before_it_begins(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(pipeline, "connect", lambda: None)
+    monkeypatch.setattr(pipeline, "cluster", lambda: (64.0, 0.0, 1))
+    monkeypatch.setattr(distributed, "run_workers", lambda *arguments: pytest.fail("it began"))
+    fields: dict[str, Any] = {
+        "artifacts": run,
+        "space": "rgb",
+        "network": "head",
+        "output": str(tmp_path / "t"),
+        **changes,
+    }
+    with pytest.raises(ConfigError, match=message):
+        train_module.train_attributor(TrainConfig(**fields))

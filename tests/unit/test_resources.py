@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifpt.resources import share
+from manifpt.resources import share, share_training
 
 
 @given(
@@ -74,3 +74,31 @@ def test_a_cpu_cluster_scales_by_cpus() -> None:
     limited = share(64, 0, network=True, project=1, most_actors=3)
     assert limited.encode is not None
     assert limited.encode.most == 3
+
+
+@given(
+    cpus=st.integers(1, 256),
+    gpus=st.integers(0, 16),
+    nodes=st.integers(1, 32),
+    workers=st.none() | st.integers(1, 400),
+)
+def test_training_leaves_cpus_to_read_with(cpus: int, gpus: int, nodes: int, workers: int | None) -> None:
+    """Otherwise workers wait for artifacts, and the tasks that read them for CPUs, forever."""
+    found = share_training(cpus, gpus, nodes, workers)
+    assert found.workers == (workers or gpus or nodes)
+    assert found.worker_cpus >= 0, "Ray refuses less than nothing"
+    assert found.workers * found.worker_cpus + found.task_cpus <= cpus * 1.0001
+    assert found.task_cpus >= min(1.0, cpus / 4)
+    assert found.threads >= 1
+    assert found.gpu == (gpus > 0 and found.workers <= gpus)
+    if found.worker_cpus >= 1:
+        assert found.worker_cpus == int(found.worker_cpus), "Ray refuses one and a half"
+
+
+def test_training_takes_a_gpu_each_or_a_node_each() -> None:
+    one = share_training(2, 0, 1)
+    assert (one.workers, one.worker_cpus, one.threads, one.task_cpus, one.gpu) == (1, 1, 2, 0.5, False)
+    nodes = share_training(64, 0, 4)
+    assert (nodes.workers, nodes.worker_cpus, nodes.threads) == (4, 15, 16)
+    gpus = share_training(64, 8, 2)
+    assert (gpus.workers, gpus.worker_cpus, gpus.gpu) == (8, 4, True)

@@ -1,0 +1,326 @@
+"""Fusion, tables, and what an evaluation compares: the same images, whatever runs they come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import log_softmax
+
+from manifpt import pipeline
+from manifpt.attributor.examples import Choice, Examples, select_examples
+from manifpt.attributor.splits import TEST
+from manifpt.attributor.training import RECIPES
+from manifpt.config import EvaluateConfig
+from manifpt.errors import ConfigError
+from manifpt.estimates import Estimate
+from manifpt.evaluation import evaluate as evaluate_module
+from manifpt.evaluation.evaluate import evaluate_attributor
+from manifpt.evaluation.fusion import fit_weights, fused
+from manifpt.evaluation.methods import candidates_of, group_title
+from manifpt.evaluation.tables import Comparison, Row, table_json, table_markdown
+from manifpt.evaluation.tasks import Work, _mean_and_std, fit_attributor, read_outputs
+from manifpt.evaluation.tasks import test_attributor as read_test_images
+from manifpt.metrics.frechet import fd_ratio, fd_ratio_or_none
+from tests.helpers.runs import artifacts_of, make_run, rows_of
+
+SOURCES = {"gan": 40, "vae": 36, "real": 36}
+
+
+def said(rng: np.random.Generator, label_n: np.ndarray, skill: float) -> np.ndarray:
+    """Logits of a method that knows as much; 0: nothing."""
+    logits_ns = rng.standard_normal((len(label_n), 4))
+    logits_ns[np.arange(len(label_n)), label_n] += skill
+    return logits_ns
+
+
+# --- fusion ---
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), skills=st.lists(st.floats(0, 4), min_size=1, max_size=5))
+def test_fusion_never_has_a_negative_weight_and_is_no_worse_than_its_parts(seed: int, skills: list[float]) -> None:
+    rng = np.random.default_rng(seed)
+    label_n = rng.integers(0, 4, 300)
+    label_n[:4] = range(4)
+    logits = [said(rng, label_n, skill) for skill in skills]
+    weight_m = fit_weights(logits, label_n)
+    assert (weight_m >= 0).all()
+    weight_n = 1 / np.bincount(label_n)[label_n]
+
+    def cross_entropy(logits_ns: np.ndarray) -> float:
+        return float(-np.average(log_softmax(logits_ns, axis=1)[np.arange(300), label_n], weights=weight_n))
+
+    together = cross_entropy(fused(logits, weight_m))
+    for logits_ns in logits:
+        assert together <= cross_entropy(logits_ns) + 1e-4
+
+
+def test_a_method_that_knows_nothing_gets_a_weight_near_zero() -> None:
+    rng = np.random.default_rng(0)
+    label_n = np.arange(4000) % 4
+    good, bad = said(rng, label_n, 3.0), said(rng, label_n, 0.0)
+    weight_m = fit_weights([good, bad], label_n)
+    assert weight_m[0] > 0.5 and weight_m[1] < 0.1
+    other = fit_weights([bad, good], label_n)
+    np.testing.assert_allclose(other, weight_m[::-1], atol=1e-3)
+
+
+def test_two_methods_that_err_apart_are_better_together() -> None:
+    rng = np.random.default_rng(1)
+    label_n = np.arange(4000) % 4
+    one, other = said(rng, label_n, 2.0), said(rng, label_n, 2.0)
+    together = fused([one, other], fit_weights([one, other], label_n)).argmax(1) == label_n
+    assert together.mean() > max((x.argmax(1) == label_n).mean() for x in (one, other)) + 0.03
+
+
+def test_a_method_fused_with_itself_says_the_same() -> None:
+    rng = np.random.default_rng(2)
+    label_n = np.arange(500) % 4
+    logits_ns = said(rng, label_n, 1.5)
+    alone, twice = (fit_weights([logits_ns] * count, label_n) for count in (1, 2))
+    assert twice.sum() == pytest.approx(alone[0], rel=1e-3)
+    np.testing.assert_array_equal(fused([logits_ns] * 2, twice).argmax(1), logits_ns.argmax(1))
+
+
+# --- tables ---
+
+ROW = Row(kind="artifact", method="ManiFPT, nearest real", space="rgb", chosen="small; nearest", accuracies=(0.5, 0.7),
+          balanced=(0.4, 0.6), validation=0.55, fd_ratios=(10.0, 20.0), train_s=12.3, predict_s=0.5,
+          paper="ManiFPT_RGB")  # fmt: skip
+FUSED = Row(kind="fusion", method="fusion", space="several", chosen="2 methods", accuracies=(0.8,), balanced=(0.8,),
+            validation=0.8, notes=("Read this.",))  # fmt: skip
+AUDIT = {"separable": {"gan": True, "vae": False}, "why": {"gan": "format"}, "accuracy": 0.6, "chance": 0.5,
+         "equalized": False}  # fmt: skip
+FACTS = {"images": 1234, "labels": ["gan", "vae"], "seeds": 2, "train": 700, "validation": 200, "test": 334}
+
+
+def test_the_table_for_programs() -> None:
+    one, other = table_json("set", [ROW, FUSED], ["gan"])
+    assert (one["dataset"], one["method"], one["space"], one["seeds"]) == ("set", "ManiFPT, nearest real", "rgb", 2)
+    assert one["accuracy_mean"] == pytest.approx(60) and one["accuracy_std"] == pytest.approx(100 * 0.02**0.5)
+    assert one["fd_ratio"] == 15 and one["codec_separable"] == ["gan"]
+    assert (other["accuracy_std"], other["fd_ratio"], other["seeds"]) == (0, None, 1)
+    json.loads(json.dumps([one, other], allow_nan=False))
+
+
+@pytest.mark.parametrize("paper_column", [None, "cifar10"])
+def test_the_table_for_people(paper_column: Any) -> None:
+    control = replace(ROW, kind="control", method="control: raw embedding", paper=None)
+    comparison = Comparison("a", "b", 0.05, ((0.01, 0.09), (-0.02, 0.1)))
+    text = table_markdown("set", [FUSED, ROW, control], [comparison], AUDIT, FACTS, paper_column)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    columns = 8 + (paper_column is not None)
+    assert {line.count("|") for line in lines} == {columns + 1}
+    assert ("paper |" in lines[0]) == (paper_column is not None)
+    titles = [line for line in lines if "**" in line]
+    assert [line.split("**")[1] for line in titles] == ["Controls", "Artifacts", "Late fusion"]
+    (row,) = [line for line in lines if "ManiFPT, nearest real" in line]
+    assert "| 60.0 ± 14.1 | 50.0 | 15.0 | 12 s | 0.5 s | small; nearest |" in row
+    if paper_column:
+        from manifpt.recipes.tables import paper_table2
+
+        score = paper_table2()["ManiFPT_RGB"]["cifar10"]
+        assert row.endswith(f"| {score.accuracy:.1f} ± {score.std:.1f} |")
+        assert next(line for line in lines if "raw embedding" in line).endswith("| - |")
+    assert "- a less b: **+5.0** (+1.0 to +9.0, -2.0 to +10.0)" in text and not comparison.is_clear
+    assert "**Told apart by their files: gan (format).**" in text and "- fusion: Read this." in text
+    assert "1,234 images of 2 sources, 2 seeds" in text
+
+
+def test_an_equalized_set_without_separable_sources_says_so() -> None:
+    audit = AUDIT | {"separable": {"gan": False}, "why": {}, "equalized": True}
+    text = table_markdown("set", [ROW], [], audit, FACTS)
+    assert "No source is told apart by its files." in text and "re-encoded alike" in text
+
+
+# --- candidates ---
+
+
+def test_candidates_are_grouped_by_space_and_estimate(tmp_path: Path) -> None:
+    rows = rows_of(SOURCES)
+    runs = [
+        str(make_run(tmp_path / f"{n}", rows, spaces=("rgb", "frequency"), estimate=estimate))
+        for n, estimate in enumerate(
+            (Estimate(), Estimate(name="hull", neighbors=4), Estimate(name="hull", neighbors=8))
+        )
+    ]
+    found = candidates_of(runs, [], [], ["small", "head"], 5)
+    assert len(found) == 12 and len({candidate.group for candidate in found}) == 4
+    assert {candidate.recipe.epochs for candidate in found} == {5}
+    assert len(candidates_of(runs, [], ["rgb"], ["head"], None)) == 3
+    assert candidates_of(runs, [], ["rgb"], ["head"], 999)[0].recipe == RECIPES["head"]
+    assert group_title(found[0].group) == "ManiFPT, nearest real"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"networks": ("large",)}, "Unknown network 'large' in --networks; known: resnet50, small, head"),
+        ({"networks": ()}, "one network or more"),
+        ({"artifacts": ()}, "one run or more"),
+        ({"epochs": 0}, "--epochs must be at least 1, not 0"),
+        ({"epochs": -3}, "--epochs must be at least 1, not -3"),
+        ({"seeds": 0}, "--seeds must be at least 1"),
+        ({"spaces": ("supervised",)}, "None of the runs has a space 'supervised'"),
+        ({"baselines": ("nobody20",)}, "Unknown baseline 'nobody20'"),
+        ({"test_artifacts": ("a", "b")}, "--test-artifacts names 2 runs and --artifacts 1"),
+        ({"equalize_codec": True}, "--equalize-codec: .* was computed on images as they are"),
+        ({"attributor": ("/nowhere",)}, "There is no finished attributor at /nowhere"),
+    ],
+)
+def test_what_an_evaluation_can_not_do_is_told_first(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    run = str(make_run(tmp_path / "run", rows_of(SOURCES)))
+    fields: dict[str, Any] = {"artifacts": (run,), "output": str(tmp_path / "out"), **changes}
+    with pytest.raises(ConfigError, match=message):
+        evaluate_attributor(EvaluateConfig(**fields))
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_run_twice_is_told(tmp_path: Path) -> None:
+    run = str(make_run(tmp_path / "run", rows_of(SOURCES)))
+    with pytest.raises(ConfigError, match="hold the same artifacts"):
+        candidates_of([run, run], [], [], ["head"], None)
+
+
+# --- tasks ---
+
+
+def work_of(tmp_path: Path, examples: Examples, **changes: Any) -> Work:
+    recipe = replace(RECIPES["head"], epochs=6, batch_size=16)
+    fields = {"folder": str(tmp_path / "work"), "key": {"a": 1}, "name": "head", "recipe": recipe, "seed": 3} | changes
+    return Work(examples=examples, test_examples=fields.pop("test_examples", examples), **fields)
+
+
+def test_a_task_leaves_its_result_and_finds_it_again(tmp_path: Path) -> None:
+    examples = select_examples(str(make_run(tmp_path / "run", rows_of(SOURCES))), "rgb", Choice(labels={}))
+    work = work_of(tmp_path, examples)
+    fitted, tested = fit_attributor(work), read_test_images(work)
+    assert fitted["validation_accuracy"] > 0.5 and tested["accuracy"] > 0.5
+    outputs = read_outputs(work.folder, "test")
+    assert outputs.row_b.tolist() == np.flatnonzero(examples.side_n == TEST).tolist()
+    np.testing.assert_array_equal(outputs.label_b, examples.label_n[outputs.row_b])
+    assert tested["accuracy"] == pytest.approx((outputs.logits_bs.argmax(1) == outputs.label_b).mean())
+    (Path(work.folder) / "model.safetensors").unlink()
+    assert fit_attributor(work) == fitted and read_test_images(work) == tested
+    again = work_of(tmp_path, examples, folder=str(tmp_path / "again"))
+    assert fit_attributor(again)["validation_accuracy"] == fitted["validation_accuracy"], (
+        "the same seed, the same numbers"
+    )
+
+
+@pytest.mark.parametrize("side", ["train", "validation", "test"])
+def test_a_number_that_is_none_is_told_on_every_side(tmp_path: Path, side: str) -> None:
+    rows = rows_of(SOURCES, split=[("train", "validation", "test")[n % 3] for n in range(112)])
+    bad = rows["image_id"].to_pylist()[("train", "validation", "test").index(side)]
+
+    def artifacts(of_shard: pa.Table) -> np.ndarray:
+        found = artifacts_of(of_shard)
+        found[[image_id == bad for image_id in of_shard["image_id"].to_pylist()]] = np.inf
+        return found
+
+    run = str(make_run(tmp_path / "run", rows, artifacts=artifacts))
+    work = work_of(tmp_path, select_examples(run, "rgb", Choice(labels={})))
+    if side == "test":
+        fit_attributor(work)
+    with pytest.raises(ConfigError, match="not finite: compute them again"):
+        (read_test_images if side == "test" else fit_attributor)(work)
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(1, 700), offset=st.sampled_from([0.0, 100.0]), seed=st.integers(0, 99))
+def test_mean_and_deviation_of_float16_are_those_of_float64(count: int, offset: float, seed: int) -> None:
+    artifacts = (offset + np.random.default_rng(seed).standard_normal((count, 3, 2))).astype(np.float16)
+    mean, std = _mean_and_std(artifacts)
+    np.testing.assert_allclose(mean, artifacts.astype(np.float64).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(std, artifacts.astype(np.float64).std(0), rtol=1e-5, atol=1e-7)
+
+
+def test_a_ratio_that_is_none_is_null() -> None:
+    rng = np.random.default_rng(0)
+    features_nf, label_n = rng.standard_normal((40, 6)), np.arange(40) % 2
+    assert fd_ratio_or_none(features_nf, label_n, 1) == fd_ratio(features_nf, label_n, 1).ratio
+    assert fd_ratio_or_none(features_nf[:7], label_n[:7], 1) is None, "3 images of a source"
+    assert fd_ratio_or_none(features_nf, 0 * label_n, 1) is None
+    assert fd_ratio_or_none(np.ones((40, 6)), label_n, 1) is None
+    assert fd_ratio_or_none(np.repeat(label_n[:, None], 6, 1), label_n, 1) is None, "infinite is no JSON"
+
+
+# --- the whole, without Ray ---
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    def run_tasks(
+        work: Callable[..., Any], items: Sequence[tuple[Any, ...]], cpus: float, gpus: float
+    ) -> Iterator[Any]:
+        ran.extend(items)
+        return (work(*item) for item in items)
+
+    ran: list[Any] = []
+    monkeypatch.setattr(pipeline, "connect", lambda: None)
+    monkeypatch.setattr(pipeline, "cluster", lambda: (2.0, 0.0, 1))
+    monkeypatch.setattr(pipeline, "run_tasks", run_tasks)
+    monkeypatch.setattr(evaluate_module, "audit_codecs", lambda examples, equalized: AUDIT)
+
+    def run(*runs: Path, **changes: Any) -> dict[str, Any]:
+        ran.clear()
+        fields: dict[str, Any] = {"networks": ("head",), "epochs": 2, "seeds": 1, "output": str(tmp_path / "out")}
+        found = evaluate_attributor(EvaluateConfig(artifacts=tuple(map(str, runs)), **(fields | changes)))
+        details = json.loads((tmp_path / "out" / "details.json").read_text())
+        return {"ran": len(ran), "details": details, **found}
+
+    return run
+
+
+NONE = Estimate(name="none")
+
+
+def test_images_that_one_run_lacks_are_left_out_of_all(tmp_path: Path, evaluate: Callable[..., dict[str, Any]]) -> None:
+    """Also where the other's manifest had another order: methods are paired image by image."""
+    rows = rows_of(SOURCES)
+    mixed = rows.take(pa.array(np.random.default_rng(0).permutation(len(rows))[:100]))
+    one = make_run(tmp_path / "one", rows)
+    other = make_run(tmp_path / "other", mixed, shard_rows=30, estimate=NONE, artifacts=lambda t: 2 * artifacts_of(t))
+    found = evaluate(one, other)
+    assert found["details"]["facts"]["images"] == 100
+    tests = [read_outputs(str(path), "test") for path in (tmp_path / "out" / "methods").iterdir()]
+    np.testing.assert_array_equal(tests[0].label_b, tests[1].label_b)
+    agree = np.mean(tests[0].logits_bs.argmax(1) == tests[1].logits_bs.argmax(1))
+    assert agree > 0.75, "the same images in the same order"
+    assert {row["method"] for row in found["table"]} >= {"fusion with artifacts", "ManiFPT, nearest real"}
+    assert evaluate(one, other)["ran"] == 0, "the second time, everything is there"
+
+
+def test_another_set_is_tested_on_the_images_that_all_its_runs_have(
+    tmp_path: Path, evaluate: Callable[..., dict[str, Any]]
+) -> None:
+    """With groups, and with a label of which it has three images only."""
+    rows = rows_of(SOURCES, latent=[f"{n // 2}" for n in range(112)])
+    runs = [make_run(tmp_path / f"{e.name}", rows, estimate=e) for e in (Estimate(), NONE)]
+    news = rows_of({"biggan": 30, "real": 3}, latent=[f"{n // 3}" for n in range(33)])
+    twin = pa.array([None] * 32 + ["near_copy"])  # a control knows no copies
+    of_nearest = news.set_column(news.column_names.index("twin"), "twin", twin)
+    tests = [
+        make_run(tmp_path / "test-nearest", of_nearest), make_run(tmp_path / "test-none", news, estimate=NONE),
+    ]  # fmt: skip
+    (tmp_path / "map.yaml").write_text("biggan: gan\n")
+    found = evaluate(
+        *runs, test_artifacts=tuple(map(str, tests)), test_labels=str(tmp_path / "map.yaml"), group_column="latent"
+    )
+    by_method = {row["method"]: row for row in found["table"]}
+    assert by_method["fusion with artifacts"]["accuracy_mean"] > 20
+    assert by_method["ManiFPT, nearest real"]["fd_ratio"] is None
+    per_source = found["details"]["per_source"]["ManiFPT, nearest real | rgb"]
+    assert np.sum(per_source["confusion"]) == 32 and per_source["recall"]["vae"] is None
+    assert found["details"]["comparisons"], "with intervals over groups of the test images"
+    with pytest.raises(ConfigError, match=r"labels that training has not \(biggan\)"):
+        evaluate(*runs, test_artifacts=tuple(map(str, tests)))
