@@ -9,7 +9,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,41 +19,23 @@ import pyarrow.compute as pc
 from manifpt import pipeline
 from manifpt.attributor.bundle import Attributor
 from manifpt.attributor.examples import Choice, Examples, read_labels, select_examples
-from manifpt.attributor.splits import SIDES, TEST
-from manifpt.attributor.training import Outputs
+from manifpt.attributor.splits import SIDES
 from manifpt.baselines import BASELINES
 from manifpt.config import EvaluateConfig
 from manifpt.errors import ConfigError
 from manifpt.evaluation.audit import audit_codecs
-from manifpt.evaluation.fusion import fit_weights, fused
-from manifpt.evaluation.methods import Candidate, candidates_of, group_title, key_digest
-from manifpt.evaluation.tables import Comparison, Row, table_json, table_markdown
-from manifpt.evaluation.tasks import Work, fit_attributor, fit_baseline, read_outputs, test_attributor
+from manifpt.evaluation.methods import Candidate, candidates_of, key_digest
+from manifpt.evaluation.results import comparisons, fusions, of_baseline, of_candidate, per_source
+from manifpt.evaluation.tables import Row, table_json, table_markdown
+from manifpt.evaluation.tasks import Work, fit_attributor, fit_baseline, test_attributor
 from manifpt.log import event
-from manifpt.metrics.attribution import confusion, paired_bootstrap, precision_recall
 from manifpt.reader import read_plan
 from manifpt.spaces import View
 from manifpt.storage import join, normalize, store_of
 
 __all__ = ["evaluate_attributor"]
 
-_FUSIONS = {
-    "fusion without artifacts": ("control",),
-    "fusion of artifacts": ("artifact",),
-    "fusion with artifacts": ("control", "artifact"),
-}
-_PAPER = {("rgb", "nearest"): "ManiFPT_RGB", ("frequency", "nearest"): "ManiFPT_FREQ",
-          ("supervised", "nearest"): "ManiFPT_SL", ("selfsupervised", "nearest"): "ManiFPT_SSL"}  # fmt: skip
-_PAPER_BASELINES = {"mccloskey18": "McClo18"}
 _ByRun = dict[tuple[str, str], Examples]  # by run and space
-
-
-@dataclass(frozen=True, slots=True)
-class _Fitted:
-    """A method at all seeds, with its place in the table."""
-
-    row: Row
-    folders: tuple[str, ...]
 
 
 def evaluate_attributor(config: EvaluateConfig) -> dict[str, Any]:
@@ -97,27 +79,27 @@ def evaluate_attributor(config: EvaluateConfig) -> dict[str, Any]:
     _run(test_attributor, [works[n, seed] for n in chosen for seed in range(config.seeds)], "test", config)
     _run(fit_baseline, baselines.values(), "test", config)
 
-    fitted = [_of_candidate(candidates[n], [works[n, seed] for seed in range(config.seeds)]) for n in chosen]
-    fitted += [_of_baseline(name, [baselines[name, seed] for seed in range(config.seeds)]) for name in names]
-    fusions, weights = _fusions(fitted)
-    rows = [found.row for found in fitted] + [row for row, _ in fusions]
+    fitted = [of_candidate(candidates[n], [works[n, seed] for seed in range(config.seeds)]) for n in chosen]
+    fitted += [of_baseline(name, [baselines[name, seed] for seed in range(config.seeds)]) for name in names]
+    fused_rows, weights = fusions(fitted)
+    rows = [found.row for found in fitted] + [row for row, _ in fused_rows]
     rows += bundles
     tested = [tests or of_seed for of_seed in examples]
-    comparisons = _comparisons(fitted, fusions, [next(iter(of_seed.values())) for of_seed in tested])
+    compared = comparisons(fitted, fused_rows, [next(iter(of_seed.values())) for of_seed in tested])
     separable = [source for source, is_separable in audit["separable"].items() if is_separable]
     table = table_json(dataset, rows, separable)
     counts = {side: int((first.side_n == number).sum()) for number, side in enumerate(SIDES)}
     facts = {"images": len(first.label_n), "labels": list(first.labels), "seeds": config.seeds, **counts}
-    text = table_markdown(dataset, rows, comparisons, audit, facts, config.paper_column)
+    text = table_markdown(dataset, rows, compared, audit, facts, config.paper_column)
     details = {
         "dataset": dataset,
         "facts": facts | {"left_out": first.left_out},
         "codec_audit": audit,
         "comparisons": [
             {"one": c.one, "other": c.other, "mean": c.mean, "intervals": c.intervals, "is_clear": c.is_clear}
-            for c in comparisons
+            for c in compared
         ],
-        "per_source": {f"{f.row.method} | {f.row.space}": _per_source(f, first.labels) for f in fitted},
+        "per_source": {f"{f.row.method} | {f.row.space}": per_source(f, first.labels) for f in fitted},
         "fusion_weights": weights,
         "seconds": round(time.monotonic() - begin, 1),
     }
@@ -254,144 +236,6 @@ def _chosen(candidates: Sequence[Candidate], works: Mapping[tuple[int, int], Wor
         if candidate.group not in best or score > best[candidate.group][0]:
             best[candidate.group] = score, n
     return [n for _, n in best.values()]
-
-
-def _of_candidate(candidate: Candidate, works: Sequence[Work]) -> _Fitted:
-    row = _row(
-        works,
-        kind="control" if candidate.is_control else "artifact",
-        method=group_title(candidate.group),
-        space=candidate.space.name,
-        chosen=f"{candidate.network}; {candidate.estimate.label}",
-        paper=_PAPER.get((candidate.space.name, candidate.estimate.name)),
-    )
-    return _Fitted(row, tuple(work.folder for work in works))
-
-
-def _of_baseline(name: str, works: Sequence[Work]) -> _Fitted:
-    notes = tuple(dict.fromkeys(note for work in works for note in (work.done("fit") or {}).get("notes", ())))
-    paper = _PAPER_BASELINES.get(name, name.capitalize())
-    row = _row(works, kind="baseline", method=name.capitalize(), space="pixels", chosen="", paper=paper, notes=notes)
-    return _Fitted(row, tuple(work.folder for work in works))
-
-
-def _row(works: Sequence[Work], **fields: Any) -> Row:
-    fits, tests = ([work.done(stage) or {} for work in works] for stage in ("fit", "test"))
-    return Row(
-        accuracies=tuple(test["accuracy"] for test in tests),
-        balanced=tuple(test["balanced_accuracy"] for test in tests),
-        validation=statistics.fmean(fit["validation_accuracy"] for fit in fits),
-        fd_ratios=tuple(test["fd_ratio"] for test in tests if test["fd_ratio"] is not None),
-        train_s=statistics.fmean(fit["train_s"] for fit in fits),
-        predict_s=statistics.fmean(test["predict_s"] for test in tests),
-        **fields,
-    )
-
-
-def _fusions(fitted: Sequence[_Fitted]) -> tuple[list[tuple[Row, list[Outputs]]], dict[str, Any]]:
-    """Late fusions, each with what it says of the test images, by seed."""
-    out, weights = [], {}
-    for name, kinds in _FUSIONS.items():
-        parts = [found for found in fitted if found.row.kind in kinds]
-        if len(parts) < 2 or {found.row.kind for found in parts} != set(kinds):
-            continue
-        outputs, validations, of_seed = [], [], []
-        for seed in range(len(parts[0].folders)):
-            validation = [read_outputs(found.folders[seed], "validation") for found in parts]
-            test = [read_outputs(found.folders[seed], "test") for found in parts]
-            label_n = validation[0].label_b
-            weight_m = fit_weights([v.logits_bs for v in validation], label_n)
-            of_seed.append({f"{p.row.method} | {p.row.space}": float(w) for p, w in zip(parts, weight_m, strict=True)})
-            validations.append(_balanced(fused([v.logits_bs for v in validation], weight_m), label_n))
-            logits_ns = fused([t.logits_bs for t in test], weight_m)
-            outputs.append(replace(test[0], logits_bs=logits_ns))
-        row = Row(
-            kind="fusion", method=name, space="several", chosen=f"{len(parts)} methods, weights by validation",
-            accuracies=tuple(float(_is_right(found).mean()) for found in outputs),
-            balanced=tuple(_balanced(found.logits_bs, found.label_b) for found in outputs),
-            validation=statistics.fmean(validations),
-        )  # fmt: skip
-        out.append((row, outputs))
-        weights[name] = of_seed
-    return out, weights
-
-
-def _is_right(outputs: Outputs) -> np.ndarray:
-    return np.asarray(outputs.logits_bs.argmax(1) == outputs.label_b)
-
-
-def _balanced(logits_ns: np.ndarray, label_n: np.ndarray) -> float:
-    is_right_n = logits_ns.argmax(1) == label_n
-    return float(np.mean([is_right_n[label_n == label].mean() for label in np.unique(label_n)]))
-
-
-def _comparisons(
-    fitted: Sequence[_Fitted],
-    fusions: Sequence[tuple[Row, list[Outputs]]],
-    tested: Sequence[Examples],
-) -> list[Comparison]:
-    """The best artifact method against the best baseline and the best control; fusion with artifacts and without.
-    Best is what validation says."""
-    right: dict[str, list[np.ndarray]] = {}
-    rows: dict[str, Row] = {}
-    for found in fitted:
-        name = f"{found.row.method} ({found.row.space})"
-        rows[name] = found.row
-        right[name] = [_is_right(read_outputs(folder, "test")) for folder in found.folders]
-    for row, outputs in fusions:
-        rows[row.method], right[row.method] = row, [_is_right(of_seed) for of_seed in outputs]
-    best = {
-        kind: max((n for n, row in rows.items() if row.kind == kind), key=lambda n: rows[n].validation, default=None)
-        for kind in ("artifact", "baseline", "control")
-    }
-    pairs = [(best["artifact"], best["baseline"]), (best["artifact"], best["control"])]
-    pairs.append(("fusion with artifacts", "fusion without artifacts"))
-    out = []
-    for one, other in pairs:
-        if one in right and other in right:
-            assert one is not None and other is not None
-            found_by_seed = [
-                paired_bootstrap(a_n, b_n, seed, group_b=_groups(tested[seed]))
-                for seed, (a_n, b_n) in enumerate(zip(right[one], right[other], strict=True))
-            ]
-            mean = statistics.fmean(found.mean for found in found_by_seed)
-            out.append(Comparison(one, other, mean, tuple((found.low, found.high) for found in found_by_seed)))
-    return out
-
-
-def _groups(found: Examples) -> np.ndarray | None:
-    """Of the test rows: which images must be resampled together."""
-    column = next((name for name in found.table.column_names if name not in _PLAIN), None)
-    if column is None:
-        return None
-    values = found.table[column].take(pa.array(np.flatnonzero(found.side_n == TEST)))
-    codes = pc.dictionary_encode(values.combine_chunks().cast(pa.string()))
-    empty = np.array([value in (None, "") for value in values.to_pylist()])
-    return np.where(empty, -1, codes.indices.to_numpy(zero_copy_only=False))
-
-
-_PLAIN = {
-    "image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin", "shard", "place",
-    "went_through_jpeg",
-}  # fmt: skip
-
-
-def _per_source(found: _Fitted, labels: Sequence[str]) -> dict[str, Any]:
-    """Precision, recall and confusion over all seeds' test images."""
-    total_ss = np.zeros((len(labels), len(labels)), np.int64)
-    for folder in found.folders:
-        outputs = read_outputs(folder, "test")
-        total_ss += confusion(outputs.label_b, outputs.logits_bs.argmax(1), labels)
-    precision_s, recall_s = precision_recall(total_ss)
-    return {
-        "precision": {label: _number(value) for label, value in zip(labels, precision_s, strict=True)},
-        "recall": {label: _number(value) for label, value in zip(labels, recall_s, strict=True)},
-        "confusion": total_ss.tolist(),
-    }
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else round(float(value), 4)
 
 
 def _of_bundle(path: str, runs: Sequence[str], config: EvaluateConfig) -> Row:

@@ -1,0 +1,183 @@
+"""Rows of a table from what methods left behind: accuracies, late fusions, and how sure their differences are.
+
+Legend: N images, S labels.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifpt.attributor.examples import Examples
+from manifpt.attributor.splits import TEST
+from manifpt.attributor.training import Outputs
+from manifpt.evaluation.fusion import fit_weights, fused
+from manifpt.evaluation.methods import Candidate, group_title
+from manifpt.evaluation.tables import Comparison, Row
+from manifpt.evaluation.tasks import Work, read_outputs
+from manifpt.metrics.attribution import confusion, paired_bootstrap, precision_recall
+
+__all__ = ["Fitted", "comparisons", "fusions", "of_baseline", "of_candidate", "per_source"]
+
+_FUSIONS = {
+    "fusion without artifacts": ("control",),
+    "fusion of artifacts": ("artifact",),
+    "fusion with artifacts": ("control", "artifact"),
+}
+_PAPER = {("rgb", "nearest"): "ManiFPT_RGB", ("frequency", "nearest"): "ManiFPT_FREQ",
+          ("supervised", "nearest"): "ManiFPT_SL", ("selfsupervised", "nearest"): "ManiFPT_SSL"}  # fmt: skip
+_PAPER_BASELINES = {"mccloskey18": "McClo18"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A method at all seeds, with its place in the table."""
+
+    row: Row
+    folders: tuple[str, ...]
+
+
+def of_candidate(candidate: Candidate, works: Sequence[Work]) -> Fitted:
+    """Artifacts or a control, at all seeds."""
+    row = _row(
+        works,
+        kind="control" if candidate.is_control else "artifact",
+        method=group_title(candidate.group),
+        space=candidate.space.name,
+        chosen=f"{candidate.network}; {candidate.estimate.label}",
+        paper=_PAPER.get((candidate.space.name, candidate.estimate.name)),
+    )
+    return Fitted(row, tuple(work.folder for work in works))
+
+
+def of_baseline(name: str, works: Sequence[Work]) -> Fitted:
+    """A baseline, at all seeds."""
+    notes = tuple(dict.fromkeys(note for work in works for note in (work.done("fit") or {}).get("notes", ())))
+    paper = _PAPER_BASELINES.get(name, name.capitalize())
+    row = _row(works, kind="baseline", method=name.capitalize(), space="pixels", chosen="", paper=paper, notes=notes)
+    return Fitted(row, tuple(work.folder for work in works))
+
+
+def _row(works: Sequence[Work], **fields: Any) -> Row:
+    fits, tests = ([work.done(stage) or {} for work in works] for stage in ("fit", "test"))
+    return Row(
+        accuracies=tuple(test["accuracy"] for test in tests),
+        balanced=tuple(test["balanced_accuracy"] for test in tests),
+        validation=statistics.fmean(fit["validation_accuracy"] for fit in fits),
+        fd_ratios=tuple(test["fd_ratio"] for test in tests if test["fd_ratio"] is not None),
+        train_s=statistics.fmean(fit["train_s"] for fit in fits),
+        predict_s=statistics.fmean(test["predict_s"] for test in tests),
+        **fields,
+    )
+
+
+def fusions(fitted: Sequence[Fitted]) -> tuple[list[tuple[Row, list[Outputs]]], dict[str, Any]]:
+    """Late fusions, each with what it says of the test images, by seed."""
+    out, weights = [], {}
+    for name, kinds in _FUSIONS.items():
+        parts = [found for found in fitted if found.row.kind in kinds]
+        if len(parts) < 2 or {found.row.kind for found in parts} != set(kinds):
+            continue
+        outputs, validations, of_seed = [], [], []
+        for seed in range(len(parts[0].folders)):
+            validation = [read_outputs(found.folders[seed], "validation") for found in parts]
+            test = [read_outputs(found.folders[seed], "test") for found in parts]
+            label_n = validation[0].label_b
+            weight_m = fit_weights([v.logits_bs for v in validation], label_n)
+            of_seed.append({f"{p.row.method} | {p.row.space}": float(w) for p, w in zip(parts, weight_m, strict=True)})
+            validations.append(_balanced(fused([v.logits_bs for v in validation], weight_m), label_n))
+            logits_ns = fused([t.logits_bs for t in test], weight_m)
+            outputs.append(replace(test[0], logits_bs=logits_ns))
+        row = Row(
+            kind="fusion", method=name, space="several", chosen=f"{len(parts)} methods, weights by validation",
+            accuracies=tuple(float(_is_right(found).mean()) for found in outputs),
+            balanced=tuple(_balanced(found.logits_bs, found.label_b) for found in outputs),
+            validation=statistics.fmean(validations),
+        )  # fmt: skip
+        out.append((row, outputs))
+        weights[name] = of_seed
+    return out, weights
+
+
+def _is_right(outputs: Outputs) -> np.ndarray:
+    return np.asarray(outputs.logits_bs.argmax(1) == outputs.label_b)
+
+
+def _balanced(logits_ns: np.ndarray, label_n: np.ndarray) -> float:
+    is_right_n = logits_ns.argmax(1) == label_n
+    return float(np.mean([is_right_n[label_n == label].mean() for label in np.unique(label_n)]))
+
+
+def comparisons(
+    fitted: Sequence[Fitted],
+    fused_rows: Sequence[tuple[Row, list[Outputs]]],
+    tested: Sequence[Examples],
+) -> list[Comparison]:
+    """The best artifact method against the best baseline and the best control; fusion with artifacts and without.
+    Best is what validation says."""
+    right: dict[str, list[np.ndarray]] = {}
+    rows: dict[str, Row] = {}
+    for found in fitted:
+        name = f"{found.row.method} ({found.row.space})"
+        rows[name] = found.row
+        right[name] = [_is_right(read_outputs(folder, "test")) for folder in found.folders]
+    for row, outputs in fused_rows:
+        rows[row.method], right[row.method] = row, [_is_right(of_seed) for of_seed in outputs]
+    best = {
+        kind: max((n for n, row in rows.items() if row.kind == kind), key=lambda n: rows[n].validation, default=None)
+        for kind in ("artifact", "baseline", "control")
+    }
+    pairs = [(best["artifact"], best["baseline"]), (best["artifact"], best["control"])]
+    pairs.append(("fusion with artifacts", "fusion without artifacts"))
+    out = []
+    for one, other in pairs:
+        if one in right and other in right:
+            assert one is not None and other is not None
+            found_by_seed = [
+                paired_bootstrap(a_n, b_n, seed, group_b=_groups(tested[seed]))
+                for seed, (a_n, b_n) in enumerate(zip(right[one], right[other], strict=True))
+            ]
+            mean = statistics.fmean(found.mean for found in found_by_seed)
+            out.append(Comparison(one, other, mean, tuple((found.low, found.high) for found in found_by_seed)))
+    return out
+
+
+def _groups(found: Examples) -> np.ndarray | None:
+    """Of the test rows: which images must be resampled together."""
+    column = next((name for name in found.table.column_names if name not in _PLAIN), None)
+    if column is None:
+        return None
+    values = found.table[column].take(pa.array(np.flatnonzero(found.side_n == TEST)))
+    codes = pc.dictionary_encode(values.combine_chunks().cast(pa.string()))
+    empty = np.array([value in (None, "") for value in values.to_pylist()])
+    return np.where(empty, -1, codes.indices.to_numpy(zero_copy_only=False))
+
+
+_PLAIN = {
+    "image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin", "shard", "place",
+    "went_through_jpeg",
+}  # fmt: skip
+
+
+def per_source(found: Fitted, labels: Sequence[str]) -> dict[str, Any]:
+    """Precision, recall and confusion over all seeds' test images."""
+    total_ss = np.zeros((len(labels), len(labels)), np.int64)
+    for folder in found.folders:
+        outputs = read_outputs(folder, "test")
+        total_ss += confusion(outputs.label_b, outputs.logits_bs.argmax(1), labels)
+    precision_s, recall_s = precision_recall(total_ss)
+    return {
+        "precision": {label: _number(value) for label, value in zip(labels, precision_s, strict=True)},
+        "recall": {label: _number(value) for label, value in zip(labels, recall_s, strict=True)},
+        "confusion": total_ss.tolist(),
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 4)
