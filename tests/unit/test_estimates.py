@@ -158,6 +158,11 @@ class TestHull:
         for step_k in np.random.default_rng(seed).standard_normal((20, k)) * 0.01:
             assert cost(best_k) <= cost(best_k + step_k - step_k.mean()) * (1 + 1e-9)
 
+    def test_of_fewer_neighbors_than_asked_for_is_that_of_those(self) -> None:
+        reference_nd, query_bd = numbers(30, 5, 9), numbers(31, 6, 9)
+        few, many = (HullProjector(nearest(reference_nd), k, 0.3).project(query_bd) for k in (5, 64))
+        np.testing.assert_allclose(many.artifact_bd, few.artifact_bd, atol=2e-7)
+
     def test_a_large_ridge_is_the_mean(self) -> None:
         one, query_bd = nearest(numbers(5, 60, 20)), numbers(6, 10, 20)
         mean, hull = MeanProjector(one, 64).project(query_bd), HullProjector(one, 64, 1e9).project(query_bd)
