@@ -78,6 +78,8 @@ class Projecting:
                 rows, embeddings_bd = rows.filter(pa.array(free_b)), embeddings_bd[free_b]
                 excluded = [empty for empty in excluded if not len(empty)]
                 twin = [of_query for of_query, is_free in zip(twin, free_b, strict=True) if is_free]
+            if self._plan.estimate.name in ("none", "blur"):  # no real image takes part
+                twin = [None] * len(rows)
             if self._plan.reference_shards == 1:
                 found = self._projectors[name].project(embeddings_bd, excluded)
             else:

@@ -181,6 +181,7 @@ def _summary(plan: Plan, output: str, shards: set[int]) -> dict[str, Any]:
         "parts": {name: {"rows": rows[name], "bytes": stored[name]} for name in sorted(rows)},
         "spaces": {space: dict(sorted(found.items())) for space, found in sources.items()},
         "stage_seconds": {name: round(seconds, 2) for name, seconds in stages.items()},
+        "estimate": plan.estimate.identity() if plan.task == "artifacts" else None,
         "projection": plan.semantic().get("projection", "exact") if plan.task == "artifacts" else None,
         **({"recall": recall} if recall else {}),
         "plan_digest": plan.digest,

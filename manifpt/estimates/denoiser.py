@@ -73,6 +73,14 @@ def denoiser_digest(uri: str) -> str:
     return str(_config(uri)["weights_sha256"])
 
 
+def check_reference(uri: str, reference_digest: str) -> None:
+    """Raises:
+    ConfigError: a denoiser has learned other reals than those of a reference, whose queries it could then have seen.
+    """
+    if _config(uri).get("reference_digest") != reference_digest:
+        raise ConfigError(f"The denoiser {uri} was trained on another reference than this run's: train one on it.")
+
+
 def _config(uri: str) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(store_of(uri).read(join(uri, "config.json")))

@@ -57,7 +57,8 @@ class Moments:
 def moments_of(blocks: Callable[[], Iterator[np.ndarray]], dim: int, tile_dims: int = _TILE_DIMS) -> Moments:
     """Mean and scatter, in a stream over blocks, one tile of the matrix after the other.
 
-    Products are float32 of centred numbers, sums over blocks float64.
+    All in float64: directions in which reals hardly vary are those that pass, and float32 products would leave nothing
+    but rounding of them.
 
     Args:
         blocks: the images anew at each call, float32 [M, D].
@@ -69,16 +70,14 @@ def moments_of(blocks: Callable[[], Iterator[np.ndarray]], dim: int, tile_dims: 
         count += len(block_md)
         mean_d += (block_md.mean(axis=0, dtype=np.float64) - mean_d) * (len(block_md) / count)
     scatter_dd = np.zeros((dim, dim))
-    centre_d = mean_d.astype(np.float32)
     tiles = [slice(start, min(start + tile_dims, dim)) for start in range(0, dim, tile_dims)]
     for row in tiles:
         for column in (tile for tile in tiles if tile.start >= row.start):
             for block_md in blocks():
-                left, right = (torch.from_numpy(block_md[:, t] - centre_d[t]) for t in (row, column))
+                left, right = (torch.from_numpy(block_md[:, t] - mean_d[t]) for t in (row, column))
                 scatter_dd[row, column] += (left.T @ right).numpy()
             scatter_dd[column, row] = scatter_dd[row, column].T
-    rest_d = mean_d - centre_d  # the centre was rounded
-    return Moments(count, mean_d, scatter_dd - count * np.outer(rest_d, rest_d))
+    return Moments(count, mean_d, scatter_dd)
 
 
 def check_dims(dim: int) -> None:
@@ -128,13 +127,12 @@ class SoftProjector:
         factor_dd, failed = torch.linalg.cholesky_ex(matrix_dd)
         if failed:
             raise ConfigError(f"--sigma {sigma} is below the rounding of the covariance: choose a larger one.")
-        self._inverse_dd = torch.cholesky_inverse(factor_dd)
-        self._residual_dd = (self._inverse_dd * sigma**2).float().to(device)
+        self._inverse_dd = torch.cholesky_inverse(factor_dd).to(device)
 
     def project(self, embeddings_bd: np.ndarray, excluded: Sequence[np.ndarray] | None = None) -> Projection:
         """Projects float32 [B, D]. Reals that a query must not see are taken out of mean and covariance."""
-        centred_bd = torch.from_numpy(embeddings_bd - self._mean_d.astype(np.float32))
-        artifact_bd = (centred_bd.to(self._residual_dd.device) @ self._residual_dd).cpu().numpy()
+        centred_bd = torch.from_numpy(embeddings_bd - self._mean_d).to(self._inverse_dd.device)
+        artifact_bd = (self._sigma**2 * (centred_bd @ self._inverse_dd)).float().cpu().numpy()
         lacking_b = np.zeros(len(embeddings_bd), bool)
         for b, rows in enumerate(excluded or ()):
             if len(rows) >= self._count:
@@ -154,9 +152,9 @@ class SoftProjector:
         left = self._count - len(rows)
         mean_d = (self._count * self._mean_d - out_rd.sum(axis=0)) / left
         change_ud = np.vstack([out_rd - self._mean_d, left**0.5 * (mean_d - self._mean_d)]) / self._count**0.5
-        change = torch.from_numpy(change_ud)
-        solved_d = self._inverse_dd @ torch.from_numpy(query_d - mean_d)
+        change, query = (torch.from_numpy(x).to(self._inverse_dd.device) for x in (change_ud, query_d - mean_d))
+        solved_d = self._inverse_dd @ query
         solved_du = self._inverse_dd @ change.T
-        inner_uu = torch.eye(len(change), dtype=torch.float64) - change @ solved_du
+        inner_uu = torch.eye(len(change), dtype=torch.float64, device=change.device) - change @ solved_du
         solved_d += solved_du @ torch.linalg.solve(inner_uu, change @ solved_d)
-        return (self._sigma**2 * solved_d).float().numpy()
+        return (self._sigma**2 * solved_d).float().cpu().numpy()

@@ -85,8 +85,8 @@ def candidates_of(
     for network in networks:
         if network not in RECIPES:
             raise ConfigError(f"Unknown network {network!r} in --networks; known: {', '.join(RECIPES)}.")
-    if not networks or not runs:
-        raise ConfigError("Name one run or more with --artifacts, and one network or more with --networks.")
+    if not runs:
+        raise ConfigError("Name one run or more with --artifacts.")
     if epochs is not None and epochs < 1:
         raise ConfigError(f"--epochs must be at least 1, not {epochs}.")
     plans = [read_plan(run) for run in runs]
