@@ -76,12 +76,12 @@ def plan_artifacts(config: ArtifactsConfig) -> tuple[Plan, str]:
     estimate = _estimate(config)
     if estimate.residual_first and not any(spec.kind == "frequency" for spec in specs):
         raise ConfigError("--residual-first is for frequency spaces; name one after --spaces, or leave it out.")
+    for spec in specs:
+        check_estimate(estimate, projected_in(spec, estimate), bundle.dims[spec.name])
     if estimate.weights:
         from manifpt.estimates.denoiser import check_reference  # torch costs seconds
 
         check_reference(estimate.weights, bundle.digest)
-    for spec in specs:
-        check_estimate(estimate, projected_in(spec, estimate), bundle.dims[spec.name])
     inline = {"inline": True, "lazy": False, "auto": None}[config.store]
     item_bytes = np.dtype(config.dtype).itemsize
     stored = tuple(

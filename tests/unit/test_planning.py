@@ -20,7 +20,7 @@ from manifpt.manifest import write_manifest
 from manifpt.plan import Plan, publish_plan
 from manifpt.planning import describe_plan, plan_artifacts, plan_reference
 from manifpt.reader import read_plan
-from manifpt.reference import finish_bundle
+from manifpt.reference import finish_bundle, open_bundle
 from manifpt.spaces import SpaceSpec
 from manifpt.stages import Encoder, commit_codes, decode_rows
 from tests.helpers.images import encoded, picture
@@ -38,7 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         write_manifest(index([str(folder / name)], IndexOptions(), Counter()), str(folder / f"{name}.parquet"))
     built(folder, "reference", spaces=("rgb", "frequency", "ycbcr"))
-    save_denoiser(Denoiser(width=4, depth=2), str(folder / "denoiser"), {"color": "rgb"})
+    save_denoiser(Denoiser(width=4, depth=2), str(folder / "denoiser"), {
+        "color": "rgb", "reference_digest": open_bundle(str(folder / "reference")).digest,
+    })  # fmt: skip
     return folder
 
 
