@@ -120,6 +120,6 @@ def share_training(cpus: float, gpus: float, nodes: int, workers: int | None = N
     count = workers or max(1, int(gpus) if gpus else nodes)
     task_cpus = min(1.0, cpus / 4)
     each = min((cpus - task_cpus) / count, 4.0 if gpus else cpus)
-    worker_cpus = float(int(each)) if each >= 1 else int(100 * each) / 100
+    worker_cpus = float(int(each)) if each >= 1 else round(each - 0.005, 2)
     threads = max(1, int(cpus / count))
     return TrainingShares(count, worker_cpus, threads, round(task_cpus, 3), count <= gpus)

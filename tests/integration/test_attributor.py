@@ -24,6 +24,7 @@ from tests.helpers.cluster import ROOT, job, must
 from tests.helpers.images import sample_files, write_files
 from tests.helpers.runs import rewritten, without_ray
 
+pytestmark = pytest.mark.timeout(600)  # workers take long to start where cores are few
 SOURCES = {"gan": 90, "vae": 90, "flow": 90, "real": 60}
 EPOCHS = 3
 
