@@ -185,7 +185,10 @@ def _told_as_it_goes(output: str, epochs: int, track: Any) -> Iterator[None]:
                 validation_accuracy=epoch["validation_accuracy"], images_per_s=epoch["images_per_s"],
                 eta_s=round((epochs - epoch["epoch"]) * float(np.median([e["seconds"] for e in found]))),
             )  # fmt: skip
-            track(epoch)
+            try:
+                track(epoch)
+            except Exception as error:  # a tracker's server is no reason to lose a training
+                event("not_tracked", epoch=epoch["epoch"], error=error)
         told = max(told, len(found))
 
     def watch() -> None:
