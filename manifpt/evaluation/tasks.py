@@ -2,7 +2,7 @@
 
 Legend: N images, S labels, F features.
 
-Every task leaves its result in a folder of its own, `done.json` last, and finds it there when it is called again.
+Every task leaves its result in a folder of its own, `fit.json` or `test.json` last, and finds it there when called again.
 """
 
 from __future__ import annotations
