@@ -2,7 +2,8 @@
 
 Legend: N images, S labels, F features.
 
-Every task leaves its result in a folder of its own, `fit.json` or `test.json` last, and finds it there when called again.
+Every task leaves its result in a folder of its own, `fit.json` or `test.json` last, and finds it there when it is
+called again.
 """
 
 from __future__ import annotations
