@@ -33,6 +33,7 @@ _FUSIONS = {
 _PAPER = {("rgb", "nearest"): "ManiFPT_RGB", ("frequency", "nearest"): "ManiFPT_FREQ",
           ("supervised", "nearest"): "ManiFPT_SL", ("selfsupervised", "nearest"): "ManiFPT_SSL"}  # fmt: skip
 _PAPER_BASELINES = {"mccloskey18": "McClo18"}
+_NAMES = {"mccloskey18": "McCloskey18"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,8 @@ def of_candidate(candidate: Candidate, works: Sequence[Work]) -> Fitted:
 def of_baseline(name: str, works: Sequence[Work]) -> Fitted:
     """A baseline, at all seeds."""
     notes = tuple(dict.fromkeys(note for work in works for note in (work.done("fit") or {}).get("notes", ())))
-    paper = _PAPER_BASELINES.get(name, name.capitalize())
-    row = _row(works, kind="baseline", method=name.capitalize(), space="pixels", chosen="", paper=paper, notes=notes)
+    paper, method = _PAPER_BASELINES.get(name, name.capitalize()), _NAMES.get(name, name.capitalize())
+    row = _row(works, kind="baseline", method=method, space="pixels", chosen="", paper=paper, notes=notes)
     return Fitted(row, tuple(work.folder for work in works))
 
 
