@@ -21,6 +21,7 @@ __all__ = [
     "IndexConfig",
     "ReferenceConfig",
     "ReproduceConfig",
+    "RowsConfig",
     "TrainConfig",
     "parse",
     "rejection_budget",
@@ -141,7 +142,21 @@ class DenoiserConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class RowsConfig:
+    """Which images of a run take part, and under which labels."""
+
+    labels: str | None = None
+    """YAML that maps sources to labels (sources that are one generator) or to null (left out)."""
+    min_images: int = 1
+    """Labels with fewer images are left out."""
+    most_images: int | None = None
+    """Images of a label at most."""
+    group_column: str | None = None
+    """Kept column: images that share its value stay on one side of the split. Default: latent_group, if it was kept."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(RowsConfig):
     """Trains an attributor on the artifacts of a run."""
 
     artifacts: str
@@ -157,14 +172,6 @@ class TrainConfig:
     """Of splits, weights and order."""
     epochs: int | None = None
     """At most. Default: the network's recipe."""
-    labels: str | None = None
-    """YAML that maps sources to labels (sources that are one generator) or to null (left out)."""
-    min_images: int = 1
-    """Labels with fewer images are left out."""
-    most_images: int | None = None
-    """Images of a label at most."""
-    group_column: str | None = None
-    """Kept column: images that share its value stay on one side of the split. Default: latent_group, if it was kept."""
     workers: int | None = None
     """Default: one a GPU, or one a node."""
     tracker: Literal["tensorboard", "mlflow"] | None = None
@@ -172,7 +179,7 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(RowsConfig):
     """Compares artifacts, controls and baselines on the same images and splits."""
 
     artifacts: tuple[str, ...]
@@ -191,14 +198,6 @@ class EvaluateConfig:
     """Bundles to measure on all images of the run that they fit."""
     seeds: int = 3
     """Each has its own split, weights and order."""
-    labels: str | None = None
-    """YAML that maps sources to labels, or to null (left out)."""
-    min_images: int = 1
-    """Labels with fewer images are left out."""
-    most_images: int | None = None
-    """Images of a label at most."""
-    group_column: str | None = None
-    """Kept column: images that share its value stay on one side of the split. Default: latent_group, if it was kept."""
     test_artifacts: tuple[str, ...] = ()
     """Cross-dataset: test on all images of these runs, one for each of --artifacts."""
     test_labels: str | None = None

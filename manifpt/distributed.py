@@ -25,9 +25,9 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from torch import nn
 
-from manifpt import pipeline
+from manifpt.cluster import environment
 from manifpt.errors import ConfigError, WorkerError
-from manifpt.resources import TrainingShares
+from manifpt.resources import TrainingShares, memory_bytes
 from manifpt.storage import join, store_of
 
 __all__ = ["Worker", "run_workers", "told_in"]
@@ -115,7 +115,7 @@ def run_workers(
     trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config={"work": work, "job": job, "threads": shares.threads, "error_uri": error_uri,
-                           "environment": pipeline.environment()},
+                           "environment": environment()},
         scaling_config=ScalingConfig(num_workers=shares.workers, use_gpu=shares.gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name="checkpoints",
@@ -145,10 +145,10 @@ def _work(config: dict[str, Any]) -> None:
         return
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // max(1, context.get_local_world_size())
+    own_bytes = memory_bytes() // max(1, context.get_local_world_size())
     device = str(ray.train.torch.get_device())
     try:
-        config["work"](Worker(context.get_world_rank(), context.get_world_size(), device, memory_bytes), config["job"])
+        config["work"](Worker(context.get_world_rank(), context.get_world_size(), device, own_bytes), config["job"])
     except Exception as error:
         told = told_in(error)
         if told is not None:

@@ -5,33 +5,24 @@ shard numbers -> decode (tasks) -> encode (actors) -> project (actors) -> commit
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
-import socket
-import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Before Ray is imported. A forensic machine calls nobody; and the C++ core warns at every actor of an argument in the
-# object store, which Ray Data puts there and which nobody can change.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-
 import numpy as np
 import pyarrow as pa
 import ray
-import ray._private.utils
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from manifpt import stages
 from manifpt.artifacts import to_numpy
 from manifpt.attributor.examples import Part
+from manifpt.cluster import NODE_TO_COME_CPUS, environment
 from manifpt.errors import ConfigError, StorageError, WorkerError
 from manifpt.log import event
 from manifpt.packing import cell, pack, unpack
@@ -40,68 +31,10 @@ from manifpt.projecting import Projecting
 from manifpt.reader import ArtifactReader
 from manifpt.resources import ActorShare, Shares, share
 
-__all__ = ["artifact_rows", "cluster", "connect", "environment", "on_one_node", "run", "run_tasks"]
+__all__ = ["artifact_rows", "run", "run_tasks"]
 
 # Its errors reach us as exceptions, its progress as ours; the full story is in Ray's own log files.
 logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-
-
-def connect() -> None:
-    """Joins the cluster of `RAY_ADDRESS` or of this machine, or starts one here that ends with this process.
-
-    Raises:
-        ConfigError: nobody answers at `RAY_ADDRESS`.
-    """
-    if not ray.is_initialized():
-        address = _address()
-        with _held_stderr():
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
-
-
-def _address() -> str | None:
-    """What to join; None: what Ray finds. Asked here first, since Ray waits for a dead cluster for minutes."""
-    asked = os.environ.get("RAY_ADDRESS", "")
-    if asked and asked not in ("auto", "local") and "://" not in asked:
-        if not _answers(asked):
-            raise ConfigError(
-                f"No Ray cluster answers at RAY_ADDRESS={asked}; correct it, or unset it to start one here."
-            )
-        return None
-    recorded = ray._private.utils.read_ray_address()  # of the last `ray start`, which a killed head leaves behind
-    if not asked and recorded and not _answers(recorded):
-        event(
-            "ray_cluster_gone", address=recorded, hint="the last `ray start` of this machine has ended; starting anew"
-        )
-        return "local"
-    return None
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _held_stderr() -> Iterator[None]:
-    """Keeps the C++ core's greeting lines back, and shows them only where joining fails."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
-        kept = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            os.dup2(kept, 2)
-            held.seek(0)
-            sys.stderr.write(held.read().decode(errors="replace"))
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def run(plan: Plan, output: str, shards: Sequence[int], most_actors: int | None = None) -> Iterator[dict[str, Any]]:
@@ -224,11 +157,6 @@ def _task(work: Callable[..., Any], item: tuple[Any, ...], s3: dict[str, str]) -
         return _Failed(type(error).__name__, str(error))
 
 
-def environment() -> dict[str, str]:
-    """Where S3 is, for workers."""
-    return {name: os.environ[name] for name in _S3_PLACE if name in os.environ}
-
-
 def _quiet() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -259,38 +187,19 @@ def _told(error: BaseException) -> BaseException:
     )
 
 
-# Where S3 is follows the driver to the workers. Who we are does not: secrets come from each node's own role or files.
-_S3_PLACE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
-
-
 def _shares(plan: Plan, most_actors: int | None) -> Shares:
     cluster = ray.cluster_resources()
     nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     if not cluster.get("CPU"):  # a head that runs no tasks: an autoscaler brings nodes when work waits
         event("waiting_for_nodes", hint="without an autoscaler, start one with: ray start --address HEAD")
     return share(
-        cluster.get("CPU") or _NODE_TO_COME_CPUS,
+        cluster.get("CPU") or NODE_TO_COME_CPUS,
         cluster.get("GPU", 0),
         network=any(spec.kind == "network" for spec in plan.spaces),
         project=plan.reference_shards if plan.task == "artifacts" else 0,
-        largest_node_cpus=max(nodes, default=0) or _NODE_TO_COME_CPUS,
+        largest_node_cpus=max(nodes, default=0) or NODE_TO_COME_CPUS,
         most_actors=most_actors,
     )
-
-
-_NODE_TO_COME_CPUS = 4.0
-
-
-def cluster() -> tuple[float, float, int]:
-    """CPUs, GPUs and nodes there are now; those of one small node where an autoscaler has yet to bring the first."""
-    resources = ray.cluster_resources()
-    nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
-    return resources.get("CPU") or _NODE_TO_COME_CPUS, resources.get("GPU", 0), max(1, nodes)
-
-
-def on_one_node() -> bool:
-    """Whether all of the cluster is this machine, so that a plain path means the same everywhere."""
-    return sum(1 for node in ray.nodes() if node["Alive"]) <= 1
 
 
 # Errors with a sentence for the user. They travel as data: Ray would wrap them into its own, type and all.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from manifpt.estimates.spec import Estimate
 from manifpt.spaces import SpaceSpec
 from manifpt.storage import join, store_of
 
-__all__ = ["Plan", "auto_shard_rows", "check_plan", "publish_plan"]
+__all__ = ["Plan", "auto_shard_rows", "check_plan", "publish_facts", "publish_plan"]
 
 _SHARD_BYTES = 128 << 20  # decoded; a few shards in flight must fit into a small worker's memory
 _MOST_SHARD_ROWS = 1024
@@ -118,7 +119,6 @@ def publish_plan(plan: Plan, output: str) -> None:
         PlanMismatch: the folder holds another plan; the message says what differs.
         ConfigError: the output can't be written.
     """
-    uri = join(output, "plan.json")
     document = plan.semantic() | {
         "format": 1,
         "shards": plan.shards,
@@ -126,13 +126,43 @@ def publish_plan(plan: Plan, output: str) -> None:
         "reference_uri": plan.reference_uri,
         "digest": plan.digest,
     }
+    if not _published(join(output, "plan.json"), document):
+        check_plan(plan, output)
+
+
+def publish_facts(uri: str, facts: Mapping[str, Any], what: str) -> None:
+    """Writes what decides a result, as JSON, or finds the same there.
+
+    Args:
+        uri: of the document.
+        facts: its content.
+        what: that the folder holds, for the message.
+
+    Raises:
+        PlanMismatch: it is of another one; the message says what differs.
+        ConfigError: it can't be written.
+    """
+    if _published(uri, facts):
+        return
+    there = json.loads(store_of(uri).read(uri))
+    differing = [name for name in facts if there.get(name) != json.loads(json.dumps(facts[name]))]
+    if differing:
+        folder = uri.rpartition("/")[0]
+        raise PlanMismatch(
+            f"{folder} holds another {what}: {', '.join(differing)} differs. Choose another --output, or delete it."
+        )
+
+
+def _published(uri: str, document: Mapping[str, Any]) -> bool:
+    """Writes what a folder is for, as JSON; False where something is there already.
+
+    Raises:
+        ConfigError: it can't be written.
+    """
     try:
-        if not store_of(uri).create(uri, json.dumps(document, indent=2).encode()):
-            check_plan(plan, output)
+        return store_of(uri).create(uri, json.dumps(document, indent=2).encode())
     except OSError as error:
-        raise ConfigError(
-            f"Can't write to {output} ({error}); choose another --output or correct its rights."
-        ) from error
+        raise ConfigError(f"Can't write {uri} ({error}); choose another --output or correct its rights.") from error
 
 
 def check_plan(plan: Plan, output: str) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
-__all__ = ["ActorShare", "Shares", "TrainingShares", "share", "share_training"]
+__all__ = ["ActorShare", "Shares", "TrainingShares", "memory_bytes", "share", "share_training"]
+
+
+def memory_bytes() -> int:
+    """Of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @dataclass(frozen=True, slots=True)

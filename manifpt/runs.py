@@ -102,10 +102,10 @@ def _execute(plan: Plan, output: str, max_rejected: str, max_actors: int | None)
     images = sum(len(plan.rows_of(shard)) for shard in done)
     computed, images_per_s, running_s = 0, None, 0.0
     if pending and rejected <= budget:
-        from manifpt import pipeline  # Ray costs a second, and a finished run doesn't need it
+        from manifpt import cluster, pipeline  # Ray costs a second, and a finished run doesn't need it
 
-        pipeline.connect()
-        if not pipeline.on_one_node() and is_local(output):
+        cluster.connect()
+        if not cluster.on_one_node() and is_local(output):
             event("shared_storage_needed", path=output, hint="every node must see this path; else use s3://")
         progress = Progress(plan.rows, images, rejected)
         try:

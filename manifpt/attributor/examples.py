@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from manifpt.attributor.splits import TEST, TRAIN, VALIDATION, assign_splits
+from manifpt.attributor.splits import SIDES, TEST, assign_splits
+from manifpt.config import RowsConfig
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
 from manifpt.manifest import REAL
@@ -29,13 +30,12 @@ from manifpt.shards import committed_shards, part_path
 from manifpt.spaces import SpaceSpec
 from manifpt.storage import join, store_of
 
-__all__ = ["Choice", "Examples", "Part", "read_labels", "select_examples"]
+__all__ = ["Choice", "Examples", "Part", "RunRows", "choice_of", "read_labels", "read_rows", "select_examples"]
 
 # With what `fetch` needs: a baseline looks at the image itself.
 _COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin"]
 _GROUP = "latent_group"
 _WHERE_KEPT = ["went_through_jpeg"]  # the codec audit's
-_NUMBERS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 _USES = {"train": "train on", "validation": "choose by (validation)", "test": "test on"}
 
 
@@ -93,6 +93,7 @@ class Examples:
         label_n: int64 [N].
         side_n: int8 [N], of `manifpt.attributor.splits`.
         left_out: images by reason.
+        group: the column whose equal values stay together, if there is one.
     """
 
     run: str
@@ -105,6 +106,7 @@ class Examples:
     label_n: np.ndarray
     side_n: np.ndarray
     left_out: dict[str, int]
+    group: str | None
 
     def parts(self, side: int) -> list[Part]:
         """A side's rows, shard by shard."""
@@ -131,6 +133,16 @@ class Examples:
         return digest.hexdigest()
 
 
+def choice_of(config: RowsConfig) -> Choice:
+    """The choice that a command's flags make."""
+    return Choice(
+        labels=read_labels(config.labels),
+        min_images=config.min_images,
+        most_images=config.most_images,
+        group_column=config.group_column,
+    )
+
+
 def read_labels(path: str | None) -> dict[str, str | None]:
     """A label map from YAML: `source: label`, or `source: null` to leave one out.
 
@@ -151,31 +163,70 @@ def read_labels(path: str | None) -> dict[str, str | None]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class RunRows:
+    """All rows of a run in one space, without their artifacts.
+
+    Attributes:
+        run, spec, shape, estimate, reference_digest: as of `Examples`.
+        table: every row, by image id.
+        group: as of `Examples`.
+    """
+
+    run: str
+    spec: SpaceSpec
+    shape: tuple[int, ...]
+    estimate: Estimate
+    reference_digest: str
+    table: pa.Table
+    group: str | None
+
+    def chosen(self, choice: Choice) -> Examples:
+        """Rows with labels and sides.
+
+        Raises:
+            ConfigError: too few labels or images.
+        """
+        table, left_out = _wanted(self.table, choice)
+        named = table["label"].to_pylist()
+        labels = tuple(sorted(set(named)))
+        if len(labels) < (1 if choice.is_test else 2):
+            raise ConfigError(
+                f"{self.run} has images of {len(labels)} label(s) ({', '.join(labels) or 'none'}): an attributor needs "
+                f"two or more."
+            )
+        number = {label: n for n, label in enumerate(labels)}
+        label_n = np.array([number[label] for label in named], np.int64)
+        side_n = _sides(table, label_n, labels, choice, self.group)
+        return Examples(
+            self.run, self.spec, self.shape, self.estimate, self.reference_digest, labels, table, label_n, side_n,
+            left_out, self.group,
+        )  # fmt: skip
+
+
 def select_examples(run: str, space: str, choice: Choice) -> Examples:
     """The rows of a run in one space, labelled and split.
 
     Raises:
-        ConfigError: no such run, space or column; shards that don't belong together; too few labels or images.
+        ConfigError: as of `read_rows` and `RunRows.chosen`.
+    """
+    return read_rows(run, space, choice.group_column).chosen(choice)
+
+
+def read_rows(run: str, space: str, group_column: str | None = None) -> RunRows:
+    """The rows of a run in one space.
+
+    Raises:
+        ConfigError: no such run, space or column; a run that isn't finished; shards that don't belong together.
     """
     plan = read_plan(run)
     spec = next((spec for spec in plan.spaces if spec.name == space), None)
     if spec is None:
         known = ", ".join(spec.name for spec in plan.spaces)
         raise ConfigError(f"The run {run} has no space {space!r}; it has {known}.")
-    table, shape = _rows(run, plan, spec, choice.group_column)
-    table, left_out = _wanted(table, choice)
-    sources = table["source"].to_pylist()
-    named = [choice.labels.get(source, source) for source in sources]
-    labels = tuple(sorted({label for label in named if label is not None}))
-    if len(labels) < (1 if choice.is_test else 2):
-        raise ConfigError(
-            f"{run} has images of {len(labels)} label(s) ({', '.join(labels) or 'none'}): an attributor needs two or "
-            f"more."
-        )
-    number = {label: n for n, label in enumerate(labels)}
-    label_n = np.array([number[str(label)] for label in named], np.int64)
-    side_n = _sides(table, label_n, labels, choice)
-    return Examples(run, spec, shape, plan.estimate, plan.reference_digest, labels, table, label_n, side_n, left_out)
+    table, shape = _rows(run, plan, spec, group_column)
+    group = group_column or (_GROUP if _GROUP in table.column_names else None)
+    return RunRows(run, spec, shape, plan.estimate, plan.reference_digest, table, group)
 
 
 def _rows(run: str, plan: Plan, spec: SpaceSpec, group_column: str | None) -> tuple[pa.Table, tuple[int, ...]]:
@@ -244,19 +295,20 @@ def _wanted(table: pa.Table, choice: Choice) -> tuple[pa.Table, dict[str, int]]:
 
     if choice.image_ids is not None:
         table = table.filter(pc.is_in(table["image_id"], value_set=choice.image_ids))
-    twins = table["twin"].to_pylist()
+    named = [choice.labels.get(source, source) for source in table["source"].to_pylist()]
+    table = table.append_column("label", pa.array(named, pa.string()))
     is_copy = [
-        s == REAL and t in ("copy", "near_copy") for s, t in zip(table["source"].to_pylist(), twins, strict=True)
+        source == REAL and twin in ("copy", "near_copy")
+        for source, twin in zip(table["source"].to_pylist(), table["twin"].to_pylist(), strict=True)
     ]
     keep(~np.array(is_copy, bool), "real near copies of the reference")
-    named = [choice.labels.get(source, source) for source in table["source"].to_pylist()]
-    keep(np.array([label is not None for label in named], bool), "sources left out by the label map")
-    named_n = np.array([choice.labels.get(source, source) for source in table["source"].to_pylist()], dtype=object)
-    counts = {label: int((named_n == label).sum()) for label in set(named_n.tolist())}
-    keep(np.array([counts[label] >= choice.min_images for label in named_n.tolist()], bool), "labels with few images")
+    keep(table["label"].is_valid().to_numpy(), "sources left out by the label map")
+    counts = {row["values"]: row["counts"] for row in table["label"].value_counts().to_pylist()}
+    few = [label for label, count in counts.items() if count < choice.min_images]
+    keep(~pc.is_in(table["label"], value_set=pa.array(few, pa.string())).to_numpy(), "labels with few images")
     if choice.most_images is not None:
-        named_n = np.array([choice.labels.get(source, source) for source in table["source"].to_pylist()], dtype=object)
-        keep(_drawn(named_n, table["image_id"].to_pylist(), choice.most_images), "beyond the most images of a label")
+        label_n = np.array(table["label"].to_pylist(), dtype=object)
+        keep(_drawn(label_n, table["image_id"].to_pylist(), choice.most_images), "beyond the most images of a label")
     return table, left_out
 
 
@@ -270,14 +322,16 @@ def _drawn(label_n: np.ndarray, image_ids: Sequence[str], most: int) -> np.ndarr
     return kept_n
 
 
-def _sides(table: pa.Table, label_n: np.ndarray, labels: Sequence[str], choice: Choice) -> np.ndarray:
+def _sides(
+    table: pa.Table, label_n: np.ndarray, labels: Sequence[str], choice: Choice, group: str | None
+) -> np.ndarray:
     """The manifest's own split where it names one for every image, else a new one."""
     if choice.is_test:
         return np.full(len(label_n), TEST, np.int8)
     own = set(pc.unique(table["split"]).to_pylist())
-    if own and own <= set(_NUMBERS):
-        side_n = np.array([_NUMBERS[split] for split in table["split"].to_pylist()], np.int8)
-        for name, side in _NUMBERS.items():
+    if own and own <= set(SIDES):
+        side_n = np.array([SIDES.index(split) for split in table["split"].to_pylist()], np.int8)
+        for side, name in enumerate(SIDES):
             lacking = set(range(len(labels))) - set(label_n[side_n == side].tolist())
             if lacking:
                 raise ConfigError(
@@ -286,7 +340,6 @@ def _sides(table: pa.Table, label_n: np.ndarray, labels: Sequence[str], choice: 
                 )
         return side_n
     keys: list[list[Any]] = [table["content_hash"].to_pylist()]
-    group = choice.group_column or (_GROUP if _GROUP in table.column_names else None)
     if group:
         keys.append([None if v in (None, "") else str(v) for v in table[group].to_pylist()])
     return assign_splits(label_n, keys, table["image_id"].to_pylist(), choice.seed, sources=labels)

@@ -8,7 +8,7 @@ from typing import Any
 from manifpt.errors import ConfigError
 from manifpt.storage import is_local, join
 
-__all__ = ["make_tracker"]
+__all__ = ["Track", "make_tracker"]
 
 Track = Callable[[Mapping[str, Any]], None]
 

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from manifpt.artifacts import to_numpy
 from manifpt.attributor.calibration import fit_temperature, probabilities
 from manifpt.attributor.card import model_card
-from manifpt.attributor.examples import Choice, Examples, read_labels, select_examples
-from manifpt.attributor.splits import TEST, TRAIN, VALIDATION
-from manifpt.attributor.trackers import make_tracker
+from manifpt.attributor.examples import Examples, choice_of, select_examples
+from manifpt.attributor.outputs import Outputs, read_outputs
+from manifpt.attributor.splits import SIDES, TEST, TRAIN, VALIDATION
+from manifpt.attributor.trackers import Track, make_tracker
 from manifpt.config import TrainConfig
-from manifpt.errors import ConfigError, PlanMismatch
+from manifpt.errors import ConfigError
+from manifpt.following import followed, json_lines
 from manifpt.log import event
 from manifpt.metrics.attribution import (
-    accuracy,
-    balanced_accuracy,
     confusion,
     expected_calibration_error,
     precision_recall,
 )
 from manifpt.metrics.frechet import fd_ratio_or_none
+from manifpt.plan import publish_facts
 from manifpt.reference import library_versions
 from manifpt.resources import share_training
 from manifpt.spaces import BUILT_IN
@@ -38,8 +34,6 @@ from manifpt.spaces.weights import resolve_weights
 from manifpt.storage import join, normalize, store_of
 
 __all__ = ["train_attributor"]
-
-_POLL_S = 2.0
 
 
 def train_attributor(config: TrainConfig) -> dict[str, Any]:
@@ -51,14 +45,7 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
     """
     begin = time.monotonic()
     run, output = normalize(config.artifacts), normalize(config.output)
-    choice = Choice(
-        labels=read_labels(config.labels),
-        min_images=config.min_images,
-        most_images=config.most_images,
-        group_column=config.group_column,
-        seed=config.seed,
-    )
-    examples = select_examples(run, config.space, choice)
+    examples = select_examples(run, config.space, replace(choice_of(config), seed=config.seed))
     from manifpt.attributor import training  # torch costs seconds
 
     network = config.network or ("resnet50" if len(examples.shape) == 3 else "head")
@@ -71,7 +58,7 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
     track = make_tracker(config.tracker, output)
     weights = _imagenet() if network == "resnet50" else None
     facts = _facts(config, examples, network, recipe, weights.weights_sha256 if weights else None)
-    _publish_plan(facts, output)
+    publish_facts(join(output, "training.json"), facts, "training")
     if store_of(output).stat(join(output, "config.json")) is not None:
         metrics: dict[str, Any] = json.loads(store_of(output).read(join(output, "metrics.json")))
         return metrics | {"labels": list(examples.labels), "trained": False}
@@ -80,12 +67,12 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
           images=len(examples.label_n), train=int(count_s.sum()), labels=len(examples.labels),
           output=output)  # fmt: skip
 
-    from manifpt import pipeline
+    from manifpt import cluster, pipeline
     from manifpt.attributor import worker
     from manifpt.distributed import run_workers
 
-    pipeline.connect()
-    shares = share_training(*pipeline.cluster(), config.workers)
+    cluster.connect()
+    shares = share_training(*cluster.cluster(), config.workers)
     if count_s.sum() < 2 * shares.workers:
         raise ConfigError(
             f"{shares.workers} workers can't share {count_s.sum()} training images, since each needs two: --workers "
@@ -107,7 +94,7 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
         seed=config.seed,
     )
     rows = pipeline.artifact_rows(run, config.space, examples.parts(TRAIN), shares.task_cpus)
-    with _told_as_it_goes(output, recipe.epochs, track):
+    with followed(join(output, "metrics.jsonl"), _tell(recipe.epochs, track)):
         run_workers(worker.train, job, output, shares, rows)
     metrics = _finish(output, examples, facts, shares.workers) | {"seconds": round(time.monotonic() - begin, 1)}
     return metrics | {"trained": True}
@@ -130,7 +117,7 @@ def _facts(config: TrainConfig, examples: Examples, network: str, recipe: Any, w
         "reference_digest": examples.reference_digest,
         "shape": list(examples.shape),
         "examples_digest": examples.digest,
-        "images": {side: int((examples.side_n == n).sum()) for n, side in enumerate(("train", "validation", "test"))},
+        "images": {side: int((examples.side_n == n).sum()) for n, side in enumerate(SIDES)},
         "left_out": examples.left_out,
         "group_column": config.group_column,
         "network": network,
@@ -140,69 +127,21 @@ def _facts(config: TrainConfig, examples: Examples, network: str, recipe: Any, w
     }
 
 
-def _publish_plan(facts: Mapping[str, Any], output: str) -> None:
-    """Writes `training.json`, or finds the same there.
+def _tell(epochs: int, track: Track) -> Callable[[dict[str, Any], list[dict[str, Any]]], None]:
+    """Tells an epoch, with the time that the rest will take at most."""
 
-    Raises:
-        PlanMismatch: the folder holds another training; the message says what differs.
-    """
-    uri = join(output, "training.json")
-    try:
-        if store_of(uri).create(uri, (json.dumps(facts, indent=2) + "\n").encode()):
-            return
-        there = json.loads(store_of(uri).read(uri))
-    except OSError as error:
-        raise ConfigError(
-            f"Can't write to {output} ({error}); choose another --output or correct its rights."
-        ) from error
-    differing = [name for name in facts if there.get(name) != json.loads(json.dumps(facts[name]))]
-    if differing:
-        raise PlanMismatch(
-            f"{output} holds another training: {', '.join(differing)} differs. Choose another --output, or delete it."
-        )
-
-
-@contextlib.contextmanager
-def _told_as_it_goes(output: str, epochs: int, track: Any) -> Iterator[None]:
-    """Tells every epoch that the workers have written to `metrics.jsonl`."""
-    ended = threading.Event()
-    store, uri = store_of(output), join(output, "metrics.jsonl")
-
-    def lines() -> list[dict[str, Any]]:
+    def tell(epoch: dict[str, Any], found: list[dict[str, Any]]) -> None:
+        event(
+            "epoch", epoch=f"{epoch['epoch']}/{epochs}", loss=epoch["loss"], accuracy=epoch["accuracy"],
+            validation_accuracy=epoch["validation_accuracy"], images_per_s=epoch["images_per_s"],
+            eta_s=round((epochs - epoch["epoch"]) * float(np.median([e["seconds"] for e in found]))),
+        )  # fmt: skip
         try:
-            return [json.loads(line) for line in store.read(uri).decode().splitlines()]
-        except (FileNotFoundError, ValueError):
-            return []
+            track(epoch)
+        except Exception as error:  # a tracker's server is no reason to lose a training
+            event("not_tracked", epoch=epoch["epoch"], error=error)
 
-    told = len(lines())
-
-    def tell() -> None:
-        nonlocal told
-        found = lines()
-        for epoch in found[told:]:
-            event(
-                "epoch", epoch=f"{epoch['epoch']}/{epochs}", loss=epoch["loss"], accuracy=epoch["accuracy"],
-                validation_accuracy=epoch["validation_accuracy"], images_per_s=epoch["images_per_s"],
-                eta_s=round((epochs - epoch["epoch"]) * float(np.median([e["seconds"] for e in found]))),
-            )  # fmt: skip
-            try:
-                track(epoch)
-            except Exception as error:  # a tracker's server is no reason to lose a training
-                event("not_tracked", epoch=epoch["epoch"], error=error)
-        told = max(told, len(found))
-
-    def watch() -> None:
-        while not ended.wait(_POLL_S):
-            tell()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-    tell()
+    return tell
 
 
 def _finish(output: str, examples: Examples, facts: Mapping[str, Any], workers: int) -> dict[str, Any]:
@@ -211,24 +150,23 @@ def _finish(output: str, examples: Examples, facts: Mapping[str, Any], workers: 
 
     from manifpt.attributor.bundle import save_bundle
 
-    validation, test = (_predictions(output, side, workers) for side in ("validation", "test"))
-    temperature = fit_temperature(to_numpy(validation["logits"]), examples.label_n[validation["row"].to_numpy()])
-    label_n, logits_ns = examples.label_n[test["row"].to_numpy()], to_numpy(test["logits"])
-    predicted_n = logits_ns.argmax(1)
-    confusion_ss = confusion(label_n, predicted_n, examples.labels)
+    validation, test = (_said(output, side, workers) for side in ("validation", "test"))
+    temperature = fit_temperature(validation.logits_bs, validation.label_b)
+    confusion_ss = confusion(test.label_b, test.predicted_b, examples.labels)
     precision_s, recall_s = precision_recall(confusion_ss)
+    errors = [expected_calibration_error(probabilities(test.logits_bs, t), test.label_b) for t in (temperature, 1.0)]
     calibration = {
         "temperature": temperature,
         "method": "temperature scaling, fitted on the validation images",
-        "calibration_error": expected_calibration_error(probabilities(logits_ns, temperature), label_n),
-        "calibration_error_uncalibrated": expected_calibration_error(probabilities(logits_ns, 1.0), label_n),
+        "calibration_error": errors[0],
+        "calibration_error_uncalibrated": errors[1],
     }
-    history = [json.loads(line) for line in store_of(output).read(join(output, "metrics.jsonl")).decode().splitlines()]
+    history = json_lines(join(output, "metrics.jsonl"))
     metrics = {
-        "accuracy": accuracy(label_n, predicted_n),
-        "balanced_accuracy": balanced_accuracy(label_n, predicted_n),
+        "accuracy": test.accuracy,
+        "balanced_accuracy": test.balanced_accuracy,
         "calibration_error": calibration["calibration_error"],
-        "fd_ratio": fd_ratio_or_none(to_numpy(test["features"]), label_n, facts["seed"]),
+        "fd_ratio": fd_ratio_or_none(test.features_bf, test.label_b, facts["seed"]),
         "test_images": confusion_ss.sum(axis=1).tolist(),
         "precision": _no_nan(precision_s),
         "recall": _no_nan(recall_s),
@@ -249,11 +187,9 @@ def _no_nan(values: np.ndarray) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def _predictions(output: str, side: str, workers: int) -> pa.Table:
-    """All workers' shares of a side, in the order of rows; not those of an earlier attempt with more workers."""
-    store, folder = store_of(output), join(output, "predictions")
-    written = {entry.key for entry in store.list(folder)}
-    names = [name for name in (f"{side}-{rank:05d}-of-{workers:05d}.parquet" for rank in range(workers))
-             if name in written]  # fmt: skip
-    tables = [pq.read_table(pa.BufferReader(store.read(join(folder, name)))) for name in names]
-    return pa.concat_tables(tables).combine_chunks().sort_by("row")
+def _said(output: str, side: str, workers: int) -> Outputs:
+    """What all workers said of their shares of a side; not those of an earlier attempt with more workers."""
+    folder = join(output, "predictions")
+    written = {entry.key for entry in store_of(output).list(folder)}
+    names = (f"{side}-{rank:05d}-of-{workers:05d}.parquet" for rank in range(workers))
+    return read_outputs([join(folder, name) for name in names if name in written])

@@ -1,4 +1,4 @@
-"""Training an attributor: the loop, without Ray. `manifpt.attributor.distributed` runs it in workers.
+"""Training an attributor: the loop, without Ray. `manifpt.attributor.worker` runs it in workers.
 
 Legend: B artifacts of a batch, S sources.
 """
@@ -18,6 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from manifpt.attributor.networks import AttributorNetwork, make_network
+from manifpt.attributor.outputs import Outputs
+from manifpt.errors import ConfigError
 
 __all__ = [
     "RECIPES",
@@ -117,6 +119,7 @@ class State:
     history: list[Epoch] = field(default_factory=list)
 
 
+NOT_FINITE = "Artifacts hold numbers that are not finite: compute them again."
 Reduce = Callable[[np.ndarray], np.ndarray]  # the sum over all workers
 
 
@@ -269,22 +272,6 @@ def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """What a network says of B artifacts.
-
-    Attributes:
-        logits_bs: float32 [B, S].
-        features_bf: float32 [B, F], of the layer before.
-        label_b, row_b: int64 [B], as they came.
-    """
-
-    logits_bs: np.ndarray
-    features_bf: np.ndarray
-    label_b: np.ndarray
-    row_b: np.ndarray
-
-
 def outputs_of(network: AttributorNetwork, batches: Iterable[Batch], device: str = "cpu") -> Iterator[Outputs]:
     """Batch by batch."""
     network.eval()
@@ -311,6 +298,31 @@ def check_network(name: str, shape: tuple[int, ...]) -> None:
     """
     with torch.device("meta"):
         make_network(name, shape, 2)
+
+
+def mean_and_std(
+    blocks: Iterable[np.ndarray], shape: tuple[int, ...], reduce: Reduce = lambda sums: sums
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every coordinate of the artifacts in blocks [M, *shape], over all workers: float [*shape] both.
+
+    Blocks are merged by their moments (Chan, Golub and LeVeque 1979): sums of squares alone would lose the small
+    deviations of coordinates with large means.
+
+    Raises:
+        ConfigError: an artifact holds a number that is not finite.
+    """
+    count, mean, squares = 0, np.zeros(shape), np.zeros(shape)
+    for block in blocks:
+        block = block.astype(np.float64)
+        of_block, total = block.mean(axis=0), count + len(block)
+        squares += np.square(block - of_block).sum(axis=0) + (of_block - mean) ** 2 * (count * len(block) / total)
+        mean, count = mean + (of_block - mean) * (len(block) / total), total
+    all_count = np.maximum(reduce(np.array([float(count)])), 1)
+    all_mean = reduce(count * mean) / all_count
+    all_squares = reduce(squares + count * (mean - all_mean) ** 2)
+    if not np.isfinite(all_squares).all():
+        raise ConfigError(NOT_FINITE)
+    return torch.from_numpy(all_mean).float(), torch.from_numpy(np.sqrt(all_squares / all_count)).float()
 
 
 def class_weights(label_b: np.ndarray, sources: int, balanced: bool = True) -> torch.Tensor:

@@ -10,24 +10,33 @@ epoch, and shuffled in a buffer of that size.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save
 
-from manifpt.artifacts import tensor_column, to_numpy
+from manifpt.artifacts import to_numpy
 from manifpt.attributor.checkpoint import load_state, save_state
 from manifpt.attributor.examples import Part
-from manifpt.attributor.networks import AttributorNetwork, make_network
-from manifpt.attributor.training import Batch, Recipe, State, Trainer, fit, from_arrays, outputs_of
+from manifpt.attributor.networks import make_network
+from manifpt.attributor.outputs import write_outputs
+from manifpt.attributor.training import (
+    NOT_FINITE,
+    Batch,
+    Recipe,
+    State,
+    Trainer,
+    fit,
+    from_arrays,
+    mean_and_std,
+    outputs_of,
+)
 from manifpt.distributed import Worker
 from manifpt.errors import ConfigError
+from manifpt.following import write_json_lines
 from manifpt.reader import ArtifactReader
 from manifpt.spaces import SpaceSpec
 from manifpt.spaces.weights import load_state as load_weights
@@ -35,7 +44,6 @@ from manifpt.storage import join, store_of
 
 __all__ = ["Job", "train"]
 
-_NOT_FINITE = "Artifacts hold numbers that are not finite: compute them again."
 _KEPT_PART = 0.25  # of a worker's memory
 _EVALUATION_BATCH = 512
 _BLOCK_ROWS = 1024
@@ -79,7 +87,7 @@ def train(worker: Worker, job: Job) -> None:
         start = {name: t for name, t in load_weights(job.weights).items() if not name.startswith("fc.")}
         network.body.load_state_dict(start)
     rows = _Rows(worker, job)
-    network.standardize(*_mean_and_std(worker, rows.all(), job.shape))
+    network.standardize(*mean_and_std(rows.all(), job.shape, worker.summed))
     size = min(max(2, job.recipe.batch_size // worker.count), rows.count)
     trainer = Trainer(
         network, job.recipe, job.weight_s, rows.count // size, worker.device, worker.parallel, worker.summed
@@ -91,7 +99,7 @@ def train(worker: Worker, job: Job) -> None:
 
     def on_epoch(state: State) -> None:
         if worker.rank == 0:
-            store_of(job.output).write(join(job.output, "metrics.jsonl"), _lines(state).encode())
+            write_json_lines(join(job.output, "metrics.jsonl"), [asdict(epoch) for epoch in state.history])
         worker.report(asdict(state.history[-1]), lambda folder: save_state(state, folder))
 
     def batches(epoch: int) -> Iterable[Batch]:
@@ -105,53 +113,10 @@ def train(worker: Worker, job: Job) -> None:
         store_of(job.output).write(join(job.output, "network.safetensors"), data)
     test = _Held(worker, reader, job.test[worker.rank :: worker.count])
     for side, held in (("validation", validation), ("test", test)):
-        name = f"{side}-{worker.rank:05d}-of-{worker.count:05d}"
-        _write_predictions(job.output, name, network, held.batches(), worker.device)
-
-
-def _lines(state: State) -> str:
-    return "".join(json.dumps({k: _rounded(v) for k, v in asdict(epoch).items()}) + "\n" for epoch in state.history)
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def _write_predictions(
-    output: str, name: str, network: AttributorNetwork, batches: Iterable[Batch], device: str
-) -> None:
-    """Rows, logits and features of one worker's share of a side."""
-    found = list(outputs_of(network, batches, device))
-    if not found:
-        return  # more workers than parts
-    row_n, logits_ns, features_nf = (
-        np.concatenate([getattr(batch, name) for batch in found]) for name in ("row_b", "logits_bs", "features_bf")
-    )
-    table = pa.table({"row": row_n, "logits": tensor_column(logits_ns), "features": tensor_column(features_nf)})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    store_of(output).write(join(output, "predictions", f"{name}.parquet"), sink.getvalue().to_pybytes())
-
-
-def _mean_and_std(
-    worker: Worker, blocks: Iterable[np.ndarray], shape: tuple[int, ...]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of every coordinate over all workers' training artifacts, float [shape] both.
-
-    Raises:
-        ConfigError: an artifact holds a number that is not finite.
-    """
-    sums = np.zeros((3, *shape))
-    for block in blocks:
-        sums[0] += len(block)
-        sums[1] += block.sum(axis=0, dtype=np.float64)
-        sums[2] += np.square(block, dtype=np.float64).sum(axis=0)
-    count, total, squares = worker.summed(sums)
-    if not np.isfinite(squares).all():
-        raise ConfigError(_NOT_FINITE)
-    mean = total / np.maximum(count, 1)
-    variance = np.maximum(squares / np.maximum(count, 1) - mean**2, 0)
-    return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance)).float()
+        outputs = list(outputs_of(network, held.batches(), worker.device))
+        if outputs:  # there may be more workers than parts
+            name = f"{side}-{worker.rank:05d}-of-{worker.count:05d}.parquet"
+            write_outputs(join(job.output, "predictions", name), outputs)
 
 
 class _Rows:
@@ -222,7 +187,7 @@ class _Held:
         for part in self._parts:
             artifacts = to_numpy(self._reader.read(part.shard, part.place_n)["artifact"])
             if not np.isfinite(artifacts).all():
-                raise ConfigError(_NOT_FINITE)
+                raise ConfigError(NOT_FINITE)
             held_bytes += artifacts.nbytes
             if held_bytes <= self._limit_bytes:
                 kept.append((artifacts, part))

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from manifpt.attributor.training import class_weights
 from manifpt.baselines.inputs import Shape
 from manifpt.errors import ConfigError
 
@@ -155,8 +156,7 @@ class LearnedBaseline(ABC):
         assert self._network is not None
         training, rng = self.training, np.random.default_rng(self._seed)
         optimizer = training.make_optimizer(network)
-        count_s = np.bincount(label_b, minlength=self._shape.sources)
-        weight_s = torch.tensor(len(label_b) / (len(count_s) * count_s), dtype=torch.float32, device=self._device)
+        weight_s = class_weights(label_b, self._shape.sources).to(self._device)
         steps = training.budget_images // training.batch
         interval = -(-max(len(images_bchw), min(_EVALUATED_EVERY, training.budget_images // 10)) // training.batch)
         best, best_state, reached, waited, drops = (-1.0, 0.0), {}, -1.0, 0, 0

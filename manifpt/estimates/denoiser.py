@@ -28,7 +28,15 @@ from manifpt.projection import Projection, projection_without_sample
 from manifpt.spaces import SpaceSpec
 from manifpt.storage import join, store_of
 
-__all__ = ["Denoiser", "DenoiserProjector", "check_pixels", "denoiser_digest", "save_denoiser"]
+__all__ = [
+    "Denoiser",
+    "DenoiserProjector",
+    "check_pixels",
+    "check_reference",
+    "denoiser_config",
+    "denoiser_digest",
+    "save_denoiser",
+]
 
 _BATCH_PX = 1 << 20
 
@@ -70,18 +78,23 @@ def denoiser_digest(uri: str) -> str:
     Raises:
         ConfigError: there is no denoiser.
     """
-    return str(_config(uri)["weights_sha256"])
+    return str(denoiser_config(uri)["weights_sha256"])
 
 
 def check_reference(uri: str, reference_digest: str) -> None:
     """Raises:
     ConfigError: a denoiser has learned other reals than those of a reference, whose queries it could then have seen.
     """
-    if _config(uri).get("reference_digest") != reference_digest:
+    if denoiser_config(uri).get("reference_digest") != reference_digest:
         raise ConfigError(f"The denoiser {uri} was trained on another reference than this run's: train one on it.")
 
 
-def _config(uri: str) -> dict[str, Any]:
+def denoiser_config(uri: str) -> dict[str, Any]:
+    """What a denoiser's folder says of it.
+
+    Raises:
+        ConfigError: there is no denoiser, or a damaged one.
+    """
     try:
         document: dict[str, Any] = json.loads(store_of(uri).read(join(uri, "config.json")))
     except FileNotFoundError as error:
@@ -97,7 +110,7 @@ def check_pixels(uri: str, spec: SpaceSpec) -> None:
     """Raises:
     ConfigError: a denoiser was trained in other colours, or through another codec, than a space has.
     """
-    document = _config(uri)
+    document = denoiser_config(uri)
     if document["color"] != spec.color:
         raise ConfigError(f"The denoiser {uri} was trained on {document['color']} pixels, not on {spec.color}.")
     codec = document.get("codec", "")
@@ -118,7 +131,7 @@ class DenoiserProjector:
             ConfigError: it was trained in other colours, or changed since the plan was made.
         """
         check_pixels(uri, spec)
-        document = _config(uri)
+        document = denoiser_config(uri)
         try:
             data = store_of(uri).read(join(uri, "model.safetensors"))
         except FileNotFoundError as error:

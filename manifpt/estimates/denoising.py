@@ -9,24 +9,25 @@ so that every level counts the same.
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 
+from manifpt.attributor.checkpoint import load_state, save_state
+from manifpt.attributor.training import State
+from manifpt.cluster import cluster, connect
 from manifpt.config import DenoiserConfig
 from manifpt.distributed import Worker, run_workers
 from manifpt.errors import ConfigError
-from manifpt.estimates.denoiser import Denoiser, save_denoiser
+from manifpt.estimates.denoiser import Denoiser, denoiser_config, save_denoiser
+from manifpt.following import followed, json_lines, write_json_lines
 from manifpt.log import event
-from manifpt.pipeline import cluster, connect
+from manifpt.plan import publish_facts
 from manifpt.reference import Codes, Reference, open_bundle
 from manifpt.resources import share_training
 from manifpt.spaces import SpaceSpec
@@ -44,11 +45,9 @@ _WARM_UP = 0.05
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
     reference: str
-    digest: str
     space: str
     output: str
-    images: int
-    seed: int
+    facts: dict[str, Any]
 
 
 def train_denoiser(config: DenoiserConfig) -> dict[str, Any]:
@@ -76,48 +75,50 @@ def train_denoiser(config: DenoiserConfig) -> dict[str, Any]:
         "images_seen": config.images,
         "seed": config.seed,
     }
-    store, uri = store_of(output), join(output, "config.json")
-    if store.stat(uri) is not None:
-        found: dict[str, Any] = json.loads(store.read(uri))
-        if any(found.get(name) != value for name, value in facts.items()):
-            raise ConfigError(f"{output} holds another denoiser; choose another --output, or delete it.")
-        return found | {"trained": False}
+    publish_facts(join(output, "training.json"), facts, "denoiser")
+    if store_of(output).stat(join(output, "config.json")) is not None:
+        return denoiser_config(output) | {"trained": False}
     event("denoiser", reference=bundle.uri, space=spec.name, images=bundle.images, images_seen=config.images)
     connect()
     shares = share_training(*cluster(), config.workers)
-    job = _Job(reference=bundle.uri, digest=bundle.digest, space=spec.name, output=output, images=config.images,
-               seed=config.seed)  # fmt: skip
-    begin = time.monotonic()
-    run_workers(_train, job, output, shares)
-    model = Denoiser()
-    model.load_state_dict(load(store.read(join(output, "trained.safetensors"))))
-    error = json.loads(store.read(join(output, "error.json")))
-    save_denoiser(model, output, facts | error | {"seconds": round(time.monotonic() - begin, 1)})
-    found = json.loads(store.read(uri))
-    return found | {"trained": True}
+    job = _Job(reference=bundle.uri, space=spec.name, output=output, facts=facts)
+    with followed(join(output, "metrics.jsonl"), _tell):
+        run_workers(_train, job, output, shares)
+    return denoiser_config(output) | {"trained": True}
+
+
+def _tell(line: dict[str, Any], _: list[dict[str, Any]]) -> None:
+    event("denoiser_step", **line)
 
 
 def _train(worker: Worker, job: _Job) -> None:
     bundle = open_bundle(job.reference)
-    if bundle.digest != job.digest:
+    if bundle.digest != job.facts["reference_digest"]:
         raise ConfigError(f"The reference {job.reference} was built again meanwhile; start anew.")
-    spec = bundle.spaces[job.space]
+    spec, seed, metrics_uri = bundle.spaces[job.space], job.facts["seed"], join(job.output, "metrics.jsonl")
     reference = Reference(Codes(bundle, spec.code_key), spec)
     count = len(reference.codes.array)
-    held_out = np.random.default_rng(job.seed).permutation(count)[: min(512, count // 10)]
+    held_out = np.random.default_rng(seed).permutation(count)[: min(512, count // 10)]
     rows_n = np.setdiff1d(np.arange(count), held_out)[worker.rank :: worker.count]
-    torch.manual_seed(job.seed)
+    torch.manual_seed(seed)
     model = Denoiser().to(worker.device).to(memory_format=torch.channels_last)
     parallel, optimizer = worker.parallel(model), torch.optim.AdamW(model.parameters(), _LEARNING_RATE)
-    steps, first = max(1, job.images // _BATCH), 0
+    steps, first = max(1, job.facts["images_seen"] // _BATCH), 0
     with worker.newest_checkpoint() as folder:
         if folder is not None:
-            state = load((folder / "denoiser.safetensors").read_bytes())
-            first = int(state.pop("step"))
-            _restore(model, optimizer, state)
+            state = load_state(folder)
+            model.load_state_dict(state.network)
+            optimizer.load_state_dict(state.optimizer)
+            first = int(next(iter(state.optimizer["state"].values()))["step"])
+    lines = [line for line in json_lines(metrics_uri) if line["step"] <= first]
+
+    def save(folder: Path) -> None:
+        weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+        save_state(State(weights, optimizer.state_dict(), weights), folder)
+
     begin, share = time.monotonic(), max(1, _BATCH // worker.count)
     for step in range(first, steps):
-        rng = np.random.default_rng([job.seed, worker.rank, step])
+        rng = np.random.default_rng([seed, worker.rank, step])
         clean = _pixels(reference, rng.choice(rows_n, share, replace=len(rows_n) < share), spec, worker.device)
         loss = _loss(parallel, clean, torch.Generator().manual_seed(int(rng.integers(2**62))))
         part = step / steps
@@ -128,14 +129,17 @@ def _train(worker: Worker, job: _Job) -> None:
         loss.backward()
         optimizer.step()
         if (step + 1) % _REPORT_EVERY == 0 or step + 1 == steps:
-            rate = (step + 1 - first) * _BATCH / (time.monotonic() - begin)
-            metrics = {"step": step + 1, "loss": float(loss.detach()), "images_per_s": rate}
-            worker.report(metrics, lambda folder, done=step + 1: _save(folder, model, optimizer, done))  # type: ignore[misc]
+            spent_s = time.monotonic() - begin
+            rate = (step + 1 - first) * _BATCH / spent_s
+            eta_s = round((steps - step - 1) * spent_s / (step + 1 - first))
+            lines.append({"step": step + 1, "steps": steps, "loss": float(loss.detach()), "images_per_s": rate,
+                          "eta_s": eta_s})  # fmt: skip
+            if worker.rank == 0:
+                write_json_lines(metrics_uri, lines)
+            worker.report(lines[-1], save)
     if worker.rank == 0:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        store_of(job.output).write(join(job.output, "trained.safetensors"), save(weights))
-        error = _measured(model, _pixels(reference, held_out, spec, worker.device))
-        store_of(job.output).write(join(job.output, "error.json"), json.dumps(error).encode())
+        measured = _measured(model, _pixels(reference, held_out, spec, worker.device))
+        save_denoiser(model, job.output, {**job.facts, **measured, "seconds": round(time.monotonic() - begin, 1)})
 
 
 def _pixels(reference: Reference, rows: np.ndarray, spec: SpaceSpec, device: str) -> torch.Tensor:
@@ -163,20 +167,3 @@ def _measured(model: Denoiser, clean_bchw: torch.Tensor) -> dict[str, Any]:
             denoised = model(clean_bchw + noise.to(clean_bchw.device))
             left[str(sigma)] = round(float(((denoised - clean_bchw) ** 2).mean()) / sigma**2, 4)
     return {"variance_left": left}
-
-
-def _save(folder: Path, model: Denoiser, optimizer: torch.optim.Optimizer, step: int) -> None:
-    tensors = {f"model/{name}": t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    for number, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"{number}/{slot}": torch.as_tensor(value).cpu().contiguous() for slot, value in slots.items()}
-    (folder / "denoiser.safetensors").write_bytes(save(tensors | {"step": torch.tensor(step)}))
-
-
-def _restore(model: Denoiser, optimizer: torch.optim.Optimizer, state: Mapping[str, torch.Tensor]) -> None:
-    model.load_state_dict({k.removeprefix("model/"): t for k, t in state.items() if k.startswith("model/")})
-    document = optimizer.state_dict()
-    for name, tensor in state.items():
-        number, _, slot = name.partition("/")
-        if number != "model":
-            document["state"].setdefault(int(number), {})[slot] = tensor
-    optimizer.load_state_dict(document)

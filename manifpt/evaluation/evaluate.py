@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifpt import pipeline
+from manifpt import cluster, pipeline
 from manifpt.attributor.bundle import Attributor
-from manifpt.attributor.examples import Choice, Examples, read_labels, select_examples
+from manifpt.attributor.examples import Choice, Examples, choice_of, read_labels, read_rows
 from manifpt.attributor.splits import SIDES
 from manifpt.baselines import BASELINES
 from manifpt.config import EvaluateConfig
@@ -29,6 +29,7 @@ from manifpt.evaluation.results import comparisons, fusions, of_baseline, of_can
 from manifpt.evaluation.tables import Row, table_json, table_markdown
 from manifpt.evaluation.tasks import Work, fit_attributor, fit_baseline, test_attributor
 from manifpt.log import event
+from manifpt.metrics.attribution import accuracy, balanced_accuracy
 from manifpt.reader import read_plan
 from manifpt.spaces import View
 from manifpt.storage import join, normalize, store_of
@@ -60,7 +61,7 @@ def evaluate_attributor(config: EvaluateConfig) -> dict[str, Any]:
     first = examples[0][candidates[0].run, candidates[0].space.name]
     event("evaluation", dataset=dataset, images=len(first.label_n), labels=len(first.labels), seeds=config.seeds,
           candidates=len(candidates), baselines=len(names), output=output)  # fmt: skip
-    pipeline.connect()
+    cluster.connect()
     view = _view(runs) if names else None
     audit = audit_codecs(first, config.equalize_codec)
 
@@ -74,10 +75,10 @@ def evaluate_attributor(config: EvaluateConfig) -> dict[str, Any]:
         for name in names
         for seed in range(config.seeds)
     }
-    _run(fit_attributor, works.values(), "fit", config)
+    _run(fit_attributor, works.values(), "fit")
     chosen = _chosen(candidates, works, config.seeds)
-    _run(test_attributor, [works[n, seed] for n in chosen for seed in range(config.seeds)], "test", config)
-    _run(fit_baseline, baselines.values(), "test", config)
+    _run(test_attributor, [works[n, seed] for n in chosen for seed in range(config.seeds)], "test")
+    _run(fit_baseline, baselines.values(), "test")
 
     fitted = [of_candidate(candidates[n], [works[n, seed] for seed in range(config.seeds)]) for n in chosen]
     fitted += [of_baseline(name, [baselines[name, seed] for seed in range(config.seeds)]) for name in names]
@@ -141,22 +142,13 @@ def _view(runs: Sequence[str]) -> View:
 
 def _examples(candidates: Sequence[Candidate], config: EvaluateConfig) -> list[_ByRun]:
     """By seed: the rows of every run and space. All have the same images on the same sides."""
-    choice = Choice(
-        labels=read_labels(config.labels),
-        min_images=config.min_images,
-        most_images=config.most_images,
-        group_column=config.group_column,
-    )
+    choice = choice_of(config)
     pairs = list(dict.fromkeys((c.run, c.space.name) for c in candidates))
-    first = [select_examples(run, space, choice) for run, space in pairs]
-    digests = {examples.reference_digest for examples in first}
-    common = _common_ids(first)
-    event("images_in_all_runs", images=len(common), references=len(digests))
-    out = []
-    for seed in range(config.seeds):
-        of_seed = replace(choice, seed=seed, image_ids=common)
-        out.append({(run, space): select_examples(run, space, of_seed) for run, space in pairs})
-    return out
+    rows = {pair: read_rows(*pair, config.group_column) for pair in pairs}
+    common = _common_ids(of_run.chosen(choice) for of_run in rows.values())
+    event("images_in_all_runs", images=len(common), references=len({r.reference_digest for r in rows.values()}))
+    choices = [replace(choice, seed=seed, image_ids=common) for seed in range(config.seeds)]
+    return [{pair: of_run.chosen(of_seed) for pair, of_run in rows.items()} for of_seed in choices]
 
 
 def _work(candidate: Candidate, examples: _ByRun, tests: _ByRun, output: str, seed: int) -> Work:
@@ -171,21 +163,20 @@ def _work(candidate: Candidate, examples: _ByRun, tests: _ByRun, output: str, se
 def _test_examples(candidates: Sequence[Candidate], examples: _ByRun, config: EvaluateConfig) -> _ByRun:
     """All images that every test run has, under the labels of training: the cross-dataset test; {} without one."""
     choice = Choice(labels=read_labels(config.test_labels), group_column=config.group_column, is_test=True)
-    found: _ByRun = {}
-    for candidate in (candidate for candidate in candidates if candidate.test_run is not None):
-        pair = str(candidate.test_run), candidate.space.name
-        trained_on = examples[candidate.run, candidate.space.name]
-        test = found[pair] = found.get(pair) or select_examples(*pair, choice)
+    tests = {(str(c.test_run), c.space.name): c for c in candidates if c.test_run is not None}
+    rows = {pair: read_rows(*pair, config.group_column) for pair in tests}
+    for pair, candidate in tests.items():
+        trained_on, test = examples[candidate.run, candidate.space.name], rows[pair].chosen(choice)
         unknown = sorted(set(test.labels) - set(trained_on.labels))
         if unknown or test.shape != trained_on.shape or test.estimate.identity() != candidate.estimate.identity():
             what = f"labels that training has not ({', '.join(unknown)})" if unknown else "another shape or projection"
             raise ConfigError(f"{pair[0]} has {what}; map its sources with --test-labels, or leave them out.")
-    if not found:
+    if not tests:
         return {}
-    choice = replace(choice, image_ids=_common_ids(found.values()))
-    labels = next(iter(examples.values())).labels
-    for pair in found:
-        test = select_examples(*pair, choice)
+    choice = replace(choice, image_ids=_common_ids(of_run.chosen(choice) for of_run in rows.values()))
+    labels, found = next(iter(examples.values())).labels, {}
+    for pair, of_run in rows.items():
+        test = of_run.chosen(choice)
         number = np.array([labels.index(label) for label in test.labels], np.int64)
         found[pair] = replace(test, labels=labels, label_n=number[test.label_n])
     return found
@@ -210,10 +201,10 @@ def _baseline_work(
     return Work(folder=folder, key=key, name=name, examples=of_run, test_examples=test, view=view, seed=seed)
 
 
-def _run(task: Any, works: Any, stage: str, config: EvaluateConfig) -> None:
+def _run(task: Any, works: Iterable[Work], stage: str) -> None:
     """Runs what hasn't ended before, and tells each result."""
     waiting = [work for work in works if work.done(stage) is None]
-    cpus, gpus, _ = pipeline.cluster()
+    cpus, gpus, _ = cluster.cluster()
     device = "cuda" if gpus else "cpu"
     items = [(replace(work, device=device),) for work in waiting]
     begin = time.monotonic()
@@ -258,16 +249,22 @@ def _of_bundle(path: str, runs: Sequence[str], config: EvaluateConfig) -> Row:
             f"of the runs has them."
         )
     labels = read_labels(config.labels)
-    begin, right, numbers = time.perf_counter(), [], []
+    begin, answers, numbers = time.perf_counter(), [], []
     for table in read_artifacts(run, space["name"]):
         named = [labels.get(source, source) for source in table["source"].to_pylist()]
         table = table.filter(pa.array([label is not None for label in named]))
         label_n = attributor.label_numbers([label for label in named if label is not None])
         predicted = attributor.predict(table["artifact"].combine_chunks().to_numpy_ndarray())
-        right.append(predicted.probability_bs.argmax(1) == label_n)
+        answers.append(predicted.probability_bs.argmax(1))
         numbers.append(label_n)
-    right_n, label_n = np.concatenate(right), np.concatenate(numbers)
-    balanced = float(np.mean([right_n[label_n == label].mean() for label in np.unique(label_n)]))
-    return Row(kind="artifact", method=f"attributor {path}", space=space["name"], chosen=attributor.config["network"],
-               accuracies=(float(right_n.mean()),), balanced=(balanced,), validation=0.0,
-               predict_s=time.perf_counter() - begin)  # fmt: skip
+    label_n, answer_n = np.concatenate(numbers), np.concatenate(answers)
+    return Row(
+        kind="artifact",
+        method=f"attributor {path}",
+        space=space["name"],
+        chosen=attributor.config["network"],
+        accuracies=(accuracy(label_n, answer_n),),
+        balanced=(balanced_accuracy(label_n, answer_n),),
+        validation=0.0,
+        predict_s=time.perf_counter() - begin,
+    )

@@ -11,7 +11,6 @@ from typing import Any
 from manifpt.attributor.training import RECIPES, Recipe
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
-from manifpt.plan import Plan
 from manifpt.reader import read_plan
 from manifpt.spaces import SpaceSpec
 
@@ -115,18 +114,8 @@ def candidates_of(
     return found
 
 
-def check_test_plan(plan: Plan, test_plan: Plan) -> None:
-    """Raises:
-    ConfigError: the artifacts of two runs can't be told apart by one attributor.
-    """
-    if plan.estimate.identity() != test_plan.estimate.identity():
-        raise ConfigError(
-            f"Trained on {plan.estimate.label} and tested on {test_plan.estimate.label}: the projections must be alike."
-        )
-
-
 def group_title(group: tuple[str, str, bool]) -> str:
-    """For a table: `artifact, nearest real`."""
+    """For a table: `ManiFPT, nearest real`."""
     _, estimate, residual_first = group
     return _TITLES[estimate] + (", residual first" if residual_first else "")
 

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifpt.attributor.examples import Examples
+from manifpt.attributor.outputs import Outputs, read_outputs
 from manifpt.attributor.splits import TEST
-from manifpt.attributor.training import Outputs
 from manifpt.evaluation.fusion import fit_weights, fused
 from manifpt.evaluation.methods import Candidate, group_title
 from manifpt.evaluation.tables import Comparison, Row
-from manifpt.evaluation.tasks import Work, read_outputs
+from manifpt.evaluation.tasks import Work, outputs_uri
 from manifpt.metrics.attribution import confusion, paired_bootstrap, precision_recall
 
 __all__ = ["Fitted", "comparisons", "fusions", "of_baseline", "of_candidate", "per_source"]
@@ -42,6 +42,10 @@ class Fitted:
 
     row: Row
     folders: tuple[str, ...]
+
+    def outputs(self, seed: int, side: str) -> Outputs:
+        """What it said of a side."""
+        return read_outputs([outputs_uri(self.folders[seed], side)])
 
 
 def of_candidate(candidate: Candidate, works: Sequence[Work]) -> Fitted:
@@ -87,18 +91,17 @@ def fusions(fitted: Sequence[Fitted]) -> tuple[list[tuple[Row, list[Outputs]]], 
             continue
         outputs, validations, of_seed = [], [], []
         for seed in range(len(parts[0].folders)):
-            validation = [read_outputs(found.folders[seed], "validation") for found in parts]
-            test = [read_outputs(found.folders[seed], "test") for found in parts]
+            validation = [found.outputs(seed, "validation") for found in parts]
+            test = [found.outputs(seed, "test") for found in parts]
             label_n = validation[0].label_b
             weight_m = fit_weights([v.logits_bs for v in validation], label_n)
             of_seed.append({f"{p.row.method} | {p.row.space}": float(w) for p, w in zip(parts, weight_m, strict=True)})
-            validations.append(_balanced(fused([v.logits_bs for v in validation], weight_m), label_n))
-            logits_ns = fused([t.logits_bs for t in test], weight_m)
-            outputs.append(replace(test[0], logits_bs=logits_ns))
+            validations.append(_fused(validation, weight_m).balanced_accuracy)
+            outputs.append(_fused(test, weight_m))
         row = Row(
             kind="fusion", method=name, space="several", chosen=f"{len(parts)} methods, weights by validation",
-            accuracies=tuple(float(_is_right(found).mean()) for found in outputs),
-            balanced=tuple(_balanced(found.logits_bs, found.label_b) for found in outputs),
+            accuracies=tuple(found.accuracy for found in outputs),
+            balanced=tuple(found.balanced_accuracy for found in outputs),
             validation=statistics.fmean(validations),
         )  # fmt: skip
         out.append((row, outputs))
@@ -106,13 +109,8 @@ def fusions(fitted: Sequence[Fitted]) -> tuple[list[tuple[Row, list[Outputs]]], 
     return out, weights
 
 
-def _is_right(outputs: Outputs) -> np.ndarray:
-    return np.asarray(outputs.logits_bs.argmax(1) == outputs.label_b)
-
-
-def _balanced(logits_ns: np.ndarray, label_n: np.ndarray) -> float:
-    is_right_n = logits_ns.argmax(1) == label_n
-    return float(np.mean([is_right_n[label_n == label].mean() for label in np.unique(label_n)]))
+def _fused(outputs: Sequence[Outputs], weight_m: np.ndarray) -> Outputs:
+    return replace(outputs[0], logits_bs=fused([of_method.logits_bs for of_method in outputs], weight_m))
 
 
 def comparisons(
@@ -127,9 +125,9 @@ def comparisons(
     for found in fitted:
         name = f"{found.row.method} ({found.row.space})"
         rows[name] = found.row
-        right[name] = [_is_right(read_outputs(folder, "test")) for folder in found.folders]
+        right[name] = [found.outputs(seed, "test").is_right_b for seed in range(len(found.folders))]
     for row, outputs in fused_rows:
-        rows[row.method], right[row.method] = row, [_is_right(of_seed) for of_seed in outputs]
+        rows[row.method], right[row.method] = row, [of_seed.is_right_b for of_seed in outputs]
     best = {
         kind: max((n for n, row in rows.items() if row.kind == kind), key=lambda n: rows[n].validation, default=None)
         for kind in ("artifact", "baseline", "control")
@@ -151,27 +149,20 @@ def comparisons(
 
 def _groups(found: Examples) -> np.ndarray | None:
     """Of the test rows: which images must be resampled together."""
-    column = next((name for name in found.table.column_names if name not in _PLAIN), None)
-    if column is None:
+    if found.group is None:
         return None
-    values = found.table[column].take(pa.array(np.flatnonzero(found.side_n == TEST)))
+    values = found.table[found.group].take(pa.array(np.flatnonzero(found.side_n == TEST)))
     codes = pc.dictionary_encode(values.combine_chunks().cast(pa.string()))
     empty = np.array([value in (None, "") for value in values.to_pylist()])
     return np.where(empty, -1, codes.indices.to_numpy(zero_copy_only=False))
 
 
-_PLAIN = {
-    "image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin", "shard", "place",
-    "went_through_jpeg",
-}  # fmt: skip
-
-
 def per_source(found: Fitted, labels: Sequence[str]) -> dict[str, Any]:
     """Precision, recall and confusion over all seeds' test images."""
     total_ss = np.zeros((len(labels), len(labels)), np.int64)
-    for folder in found.folders:
-        outputs = read_outputs(folder, "test")
-        total_ss += confusion(outputs.label_b, outputs.logits_bs.argmax(1), labels)
+    for seed in range(len(found.folders)):
+        outputs = found.outputs(seed, "test")
+        total_ss += confusion(outputs.label_b, outputs.predicted_b, labels)
     precision_s, recall_s = precision_recall(total_ss)
     return {
         "precision": {label: _number(value) for label, value in zip(labels, precision_s, strict=True)},

@@ -9,7 +9,6 @@ called again.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,20 +16,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from manifpt.artifacts import tensor_column, to_numpy
+from manifpt.artifacts import to_numpy
 from manifpt.attributor.examples import Examples, Part
 from manifpt.attributor.networks import make_network
+from manifpt.attributor.outputs import Outputs, read_outputs, write_outputs
 from manifpt.attributor.splits import TEST, TRAIN, VALIDATION
 from manifpt.attributor.training import (
-    Outputs,
+    NOT_FINITE,
     Recipe,
     Trainer,
     class_weights,
     fit,
     from_arrays,
+    mean_and_std,
     outputs_of,
 )
 from manifpt.baselines import make_baseline
@@ -39,10 +39,11 @@ from manifpt.errors import BadImage, ConfigError
 from manifpt.fetch import fetch
 from manifpt.metrics.frechet import fd_ratio_or_none
 from manifpt.reader import ArtifactReader
+from manifpt.resources import memory_bytes
 from manifpt.spaces import View
 from manifpt.storage import join, store_of
 
-__all__ = ["Work", "fit_attributor", "fit_baseline", "read_outputs", "test_attributor"]
+__all__ = ["Work", "fit_attributor", "fit_baseline", "outputs_uri", "test_attributor"]
 
 _BATCH = 256
 
@@ -73,6 +74,10 @@ class Work:
     threads: int = 1
     device: str = "cpu"
 
+    def outputs_uri(self, side: str) -> str:
+        """Where what it says of a side lies."""
+        return outputs_uri(self.folder, side)
+
     def done(self, stage: str) -> dict[str, Any] | None:
         """What a stage left, if it has ended."""
         try:
@@ -80,6 +85,11 @@ class Work:
         except FileNotFoundError:
             return None
         return found
+
+
+def outputs_uri(folder: str, side: str) -> str:
+    """Where what a method said of a side lies."""
+    return join(folder, f"{side}.parquet")
 
 
 def fit_attributor(work: Work) -> dict[str, Any]:
@@ -94,7 +104,8 @@ def fit_attributor(work: Work) -> dict[str, Any]:
     artifacts, label_n, _ = _artifacts(examples, TRAIN)
     torch.manual_seed(work.seed)
     network = make_network(work.name, examples.shape, len(examples.labels))
-    network.standardize(*_mean_and_std(artifacts))
+    blocks = (block.numpy() for block, _, _ in _batches(artifacts, label_n, label_n))
+    network.standardize(*mean_and_std(blocks, examples.shape))
     size = min(recipe.batch_size, len(label_n))
     weight_s = class_weights(label_n, len(examples.labels), recipe.balanced)
     trainer = Trainer(network, recipe, weight_s, len(label_n) // size, work.device)
@@ -103,7 +114,7 @@ def fit_attributor(work: Work) -> dict[str, Any]:
     state = fit(trainer, from_arrays(artifacts, label_n, size, work.seed), lambda: _batches(*validation))
     seconds = time.perf_counter() - begin
     outputs = list(outputs_of(network, _batches(*validation), work.device))
-    _write_outputs(work.folder, "validation", outputs)
+    write_outputs(work.outputs_uri("validation"), outputs)
     from safetensors.torch import save
 
     store = store_of(work.folder)
@@ -120,8 +131,7 @@ def fit_attributor(work: Work) -> dict[str, Any]:
 def _refuse_large(examples: Examples) -> None:
     """Evaluation keeps artifacts in memory, once as they are and once in float32."""
     needed_bytes = 8 * len(examples.label_n) * int(np.prod(examples.shape))
-    has_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed_bytes > has_bytes // 2:
+    if needed_bytes > memory_bytes() // 2:
         raise ConfigError(
             f"{len(examples.label_n):,} artifacts of {examples.run} take {needed_bytes / 2**30:.0f} GiB here: lower "
             f"--most-images, or use train_attributor, which streams, and give its bundle to --attributor."
@@ -163,38 +173,26 @@ def fit_baseline(work: Work) -> dict[str, Any]:
         pixels, label_n, row_n = images[side]
         begin = time.perf_counter()
         outputs[side] = [Outputs(baseline.predict(pixels), baseline.features(pixels), label_n, row_n)]
-    _write_outputs(work.folder, "validation", outputs[VALIDATION])
-    found = outputs[VALIDATION][0]
+    write_outputs(work.outputs_uri("validation"), outputs[VALIDATION])
     _end(work, "fit", {
-        "validation_accuracy": _balanced(found.logits_bs, found.label_b),
+        "validation_accuracy": outputs[VALIDATION][0].balanced_accuracy,
         "train_s": seconds,
-        "notes": list(getattr(baseline, "notes", ())),
+        "notes": list(baseline.notes),
     })  # fmt: skip
     return _tested(work, outputs[TEST], time.perf_counter() - begin)
 
 
-def read_outputs(folder: str, side: str) -> Outputs:
-    """What a method said of a side, in the order of the rows."""
-    data = store_of(folder).read(join(folder, f"{side}.parquet"))
-    table = pq.read_table(pa.BufferReader(data)).combine_chunks().sort_by("row")
-    return Outputs(
-        to_numpy(table["logits"]), to_numpy(table["features"]), table["label"].to_numpy(), table["row"].to_numpy()
-    )
-
-
 def _tested(work: Work, outputs: list[Outputs], seconds: float) -> dict[str, Any]:
-    _write_outputs(work.folder, "test", outputs)
-    features_nf = np.concatenate([found.features_bf for found in outputs])
-    label_n = np.concatenate([found.label_b for found in outputs])
-    logits_ns = np.concatenate([found.logits_bs for found in outputs])
+    write_outputs(work.outputs_uri("test"), outputs)
+    found = read_outputs([work.outputs_uri("test")])
     return _end(work, "test", {
-        "accuracy": float((logits_ns.argmax(1) == label_n).mean()),
-        "balanced_accuracy": _balanced(logits_ns, label_n),
-        "fd_ratio": fd_ratio_or_none(features_nf, label_n, work.seed),
-        "fd_half_images": int(np.unique(label_n, return_counts=True)[1].min() // 2),
-        "features": features_nf.shape[1],
+        "accuracy": found.accuracy,
+        "balanced_accuracy": found.balanced_accuracy,
+        "fd_ratio": fd_ratio_or_none(found.features_bf, found.label_b, work.seed),
+        "fd_half_images": int(np.unique(found.label_b, return_counts=True)[1].min() // 2),
+        "features": found.features_bf.shape[1],
         "predict_s": seconds,
-        "images": len(label_n),
+        "images": len(found.label_b),
     })  # fmt: skip
 
 
@@ -204,23 +202,6 @@ def _end(work: Work, stage: str, facts: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _balanced(logits_ns: np.ndarray, label_n: np.ndarray) -> float:
-    is_right_n = logits_ns.argmax(1) == label_n
-    return float(np.mean([is_right_n[label_n == label].mean() for label in np.unique(label_n)]))
-
-
-def _write_outputs(folder: str, side: str, outputs: list[Outputs]) -> None:
-    logits_ns, features_nf, label_n, row_n = (
-        np.concatenate([getattr(found, name) for found in outputs])
-        for name in ("logits_bs", "features_bf", "label_b", "row_b")
-    )
-    columns = {"row": row_n, "label": label_n, "logits": tensor_column(np.asarray(logits_ns, np.float32))}
-    table = pa.table(columns | {"features": tensor_column(np.asarray(features_nf, np.float32))})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    store_of(folder).write(join(folder, f"{side}.parquet"), sink.getvalue().to_pybytes())
-
-
 def _artifacts(examples: Examples, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A side's artifacts [N, *shape], labels and rows int64 [N]."""
     reader = ArtifactReader(examples.run, examples.spec.name)
@@ -228,21 +209,10 @@ def _artifacts(examples: Examples, side: int) -> tuple[np.ndarray, np.ndarray, n
     def of_part(part: Part) -> np.ndarray:
         artifacts = to_numpy(reader.read(part.shard, part.place_n)["artifact"])
         if not np.isfinite(artifacts).all():
-            raise ConfigError(f"Artifacts of {examples.run} hold numbers that are not finite: compute them again.")
+            raise ConfigError(NOT_FINITE)
         return artifacts
 
     return _gathered(examples.parts(side), of_part)
-
-
-def _mean_and_std(artifacts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of every coordinate, float [*shape] both; block by block, since all of them as float64 take four times as much
-    memory as they have in float16."""
-    blocks = [artifacts[start : start + _BATCH] for start in range(0, len(artifacts), _BATCH)]
-    mean = np.sum([block.sum(axis=0, dtype=np.float64) for block in blocks], axis=0) / len(artifacts)
-    squares = np.zeros(artifacts.shape[1:])
-    for block in blocks:
-        squares += np.square(block - mean).sum(axis=0)
-    return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(squares / len(artifacts))).float()
 
 
 def _gathered(parts: list[Part], of_part: Callable[[Part], np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

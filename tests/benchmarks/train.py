@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from manifpt import pipeline
+from manifpt import cluster, pipeline
 from manifpt.artifacts import to_numpy
 from manifpt.attributor import worker
 from manifpt.attributor.examples import Choice, Examples, select_examples
@@ -41,7 +41,7 @@ def run(rounds: int, threads: int, folder: Path, say: Callable[[str], None]) -> 
     artifacts = str(folder / "run")
     compute_artifacts(sample_config(ArtifactsConfig(output=artifacts)))
     examples = select_examples(artifacts, "rgb", Choice(labels={}))
-    pipeline.connect()
+    cluster.connect()
     tensors, label_n = _tensors(examples)
     contenders: dict[str, Callable[[int], float]] = {
         "plain loop, all threads": lambda _: plain(tensors, label_n, threads),

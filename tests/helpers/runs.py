@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from manifpt import pipeline
+from manifpt import cluster, pipeline
 from manifpt.artifacts import artifact_table, parquet_bytes, tensor_column
 from manifpt.estimates import Estimate
 from manifpt.plan import Plan, publish_plan
@@ -112,8 +112,8 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
                 shard = stage(shard)
             yield (commit_artifacts if is_run(plan) else commit_codes)(plan, output, shard)
 
-    patch.setattr(pipeline, "connect", lambda: None)
-    patch.setattr(pipeline, "on_one_node", lambda: True)
+    patch.setattr(cluster, "connect", lambda: None)
+    patch.setattr(cluster, "on_one_node", lambda: True)
     patch.setattr(pipeline, "run", run)
 
 

@@ -40,6 +40,16 @@ RUNS: dict[str, tuple[list[object], Estimate]] = {
 }
 
 
+def build(folder: Path, name: str, size_px: int | None) -> str:
+    """A reference of the reals, without Ray."""
+    config = ReferenceConfig(manifest=str(folder / "reals.parquet"), output=str(folder / name), size_px=size_px)
+    plan, output = plan_reference(config)
+    for shard in range(plan.shards):
+        commit_codes(plan, output, Encoder(plan.spaces)(decode_rows(plan, shard)))
+    finish_bundle(plan, output)
+    return output
+
+
 @pytest.fixture(scope="module")
 def folder(cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reference of 148 reals, and a run by each estimate."""
@@ -49,11 +59,7 @@ def folder(cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     assert write_files(sample_files("query", SOURCES), folder / "queries") == QUERIES
     for name in ("reals", "queries"):
         write_manifest(index([str(folder / name)], IndexOptions(), Counter()), str(folder / f"{name}.parquet"))
-    config = ReferenceConfig(manifest=str(folder / "reals.parquet"), output=str(folder / "reference"), size_px=16)
-    plan, output = plan_reference(config)
-    for shard in range(plan.shards):
-        commit_codes(plan, output, Encoder(plan.spaces)(decode_rows(plan, shard)))
-    finish_bundle(plan, output)
+    output = build(folder, "reference", 16)
     for name, (flags, _) in RUNS.items():
         arguments = ("--manifest", folder / "queries.parquet", "--reference", output, "--output", folder / name)
         out = must(job("compute_artifacts", *arguments, "--dtype", "float32", *flags, env=cluster))
@@ -123,3 +129,22 @@ def test_a_soft_projection_tells_more_of_a_generator_than_of_a_real(folder: Path
     rows = rows_of(folder, "soft", "rgb").values()
     distance = {source: np.mean([r["distance"] for r in rows if r["source"] == source]) for source in SOURCES}
     assert distance["real"] < min(distance["gan"], distance["diffusion"])
+
+
+def test_a_denoiser_of_the_reference_is_trained_found_again_and_projects(
+    folder: Path, cluster: dict[str, str], tmp_path: Path
+) -> None:
+    reference = build(folder, "native", None)  # enlarged digits of 16 px are learned more slowly than a test may last
+    arguments = ("--reference", reference, "--space", "rgb", "--output", tmp_path / "denoiser")
+    first = job("train_denoiser", *arguments, "--images", 4800, env=cluster)
+    assert must(first).startswith("Trained in") and "denoiser_step step=150 steps=150" in first.stderr
+    facts = json.loads((tmp_path / "denoiser" / "config.json").read_text())
+    assert facts["variance_left"]["0.05"] < 0.9, "on reals that it has not seen"
+    again = job("train_denoiser", *arguments, "--images", 4800, env=cluster)
+    assert must(again).startswith("Was trained before")
+    other = job("train_denoiser", *arguments, "--images", 640, env=cluster)
+    assert other.returncode == 2 and "holds another denoiser: images_seen differs" in other.stderr
+    run = ("--manifest", folder / "queries.parquet", "--reference", reference, "--output", tmp_path / "run")
+    flags = ("--spaces", "rgb", "--estimate", "denoiser", "--denoiser", tmp_path / "denoiser")
+    assert f"Projected {QUERIES} images" in must(job("compute_artifacts", *run, *flags, env=cluster))
+    assert read_plan(str(tmp_path / "run")).estimate.weights_sha256 == facts["weights_sha256"]

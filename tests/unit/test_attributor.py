@@ -20,7 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manifpt import distributed, pipeline
+from manifpt import cluster, distributed, following
 from manifpt.artifacts import to_numpy
 from manifpt.attributor import train as train_module
 from manifpt.attributor.bundle import Attributor, save_bundle
@@ -33,6 +33,7 @@ from manifpt.attributor.worker import Job, train
 from manifpt.config import TrainConfig
 from manifpt.distributed import Worker, told_in
 from manifpt.errors import ConfigError, PlanMismatch
+from manifpt.plan import publish_facts
 from manifpt.reader import ArtifactReader
 from manifpt.report.text import say_attributor
 from manifpt.storage import store_of
@@ -488,8 +489,9 @@ def test_every_image_of_a_side_is_predicted_once(run: str, tmp_path: Path) -> No
         for rank in range(count):
             worked(run, output, rank=rank, count=count)
         for side, number in (("validation", VALIDATION), ("test", TEST)):
-            found = train_module._predictions(str(output), side, count)
-            assert found["row"].to_pylist() == np.flatnonzero(examples.side_n == number).tolist()
+            found = train_module._said(str(output), side, count)
+            assert found.row_b.tolist() == np.flatnonzero(examples.side_n == number).tolist()
+            assert (found.label_b == examples.label_n[found.row_b]).all()
 
 
 @pytest.mark.parametrize("side", [TRAIN, VALIDATION, TEST])
@@ -515,13 +517,14 @@ def test_a_sentence_survives_ray_data() -> None:
 def test_another_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     facts = {"recipe": {"epochs": 3, "milestones": []}, "seed": 0}
     for _ in range(2):
-        train_module._publish_plan(facts, str(tmp_path))
+        publish_facts(str(tmp_path / "training.json"), facts, "training")
+    changed = facts | {"recipe": {"epochs": 4, "milestones": []}}
     with pytest.raises(PlanMismatch, match="holds another training: recipe differs"):
-        train_module._publish_plan(facts | {"recipe": {"epochs": 4, "milestones": []}}, str(tmp_path))
+        publish_facts(str(tmp_path / "training.json"), changed, "training")
 
 
 def test_epochs_are_told_once_also_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "_POLL_S", 0.02)
+    monkeypatch.setattr(following, "_POLL_S", 0.02)
     told: list[int] = []
 
     def write(epochs: int) -> None:
@@ -530,7 +533,8 @@ def test_epochs_are_told_once_also_after_a_resume(tmp_path: Path, monkeypatch: p
         store_of(str(tmp_path)).write(str(tmp_path / "metrics.jsonl"), "".join(lines).encode())
 
     for before, after in ((0, 2), (2, 5), (5, 5)):  # as if killed between
-        with train_module._told_as_it_goes(str(tmp_path), 5, lambda epoch: told.append(epoch["epoch"])):
+        tell = train_module._tell(5, lambda epoch: told.append(epoch["epoch"]))
+        with following.followed(str(tmp_path / "metrics.jsonl"), tell):
             for epochs in range(max(1, before - 1), after + 1):  # the last epoch is trained again
                 write(epochs)
                 time.sleep(0.05)
@@ -549,8 +553,8 @@ def test_epochs_are_told_once_also_after_a_resume(tmp_path: Path, monkeypatch: p
 def test_what_a_training_can_not_do_is_told_before_it_begins(
     run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(pipeline, "connect", lambda: None)
-    monkeypatch.setattr(pipeline, "cluster", lambda: (64.0, 0.0, 1))
+    monkeypatch.setattr(cluster, "connect", lambda: None)
+    monkeypatch.setattr(cluster, "cluster", lambda: (64.0, 0.0, 1))
     monkeypatch.setattr(distributed, "run_workers", lambda *arguments: pytest.fail("it began"))
     fields: dict[str, Any] = {
         "artifacts": run,

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from manifpt import pipeline
+from manifpt import cluster, pipeline
 from manifpt.attributor.examples import Choice, Examples, select_examples
+from manifpt.attributor.outputs import read_outputs
 from manifpt.attributor.splits import TEST
-from manifpt.attributor.training import RECIPES
+from manifpt.attributor.training import RECIPES, mean_and_std
 from manifpt.config import EvaluateConfig
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
@@ -27,7 +28,7 @@ from manifpt.evaluation.evaluate import evaluate_attributor
 from manifpt.evaluation.fusion import fit_weights, fused
 from manifpt.evaluation.methods import candidates_of, group_title
 from manifpt.evaluation.tables import Comparison, Row, table_json, table_markdown
-from manifpt.evaluation.tasks import Work, _mean_and_std, fit_attributor, read_outputs
+from manifpt.evaluation.tasks import Work, fit_attributor, outputs_uri
 from manifpt.evaluation.tasks import test_attributor as read_test_images
 from manifpt.metrics.frechet import fd_ratio, fd_ratio_or_none
 from tests.helpers.runs import artifacts_of, make_run, rows_of
@@ -204,7 +205,7 @@ def test_a_task_leaves_its_result_and_finds_it_again(tmp_path: Path) -> None:
     work = work_of(tmp_path, examples)
     fitted, tested = fit_attributor(work), read_test_images(work)
     assert fitted["validation_accuracy"] > 0.5 and tested["accuracy"] > 0.5
-    outputs = read_outputs(work.folder, "test")
+    outputs = read_outputs([outputs_uri(work.folder, "test")])
     assert outputs.row_b.tolist() == np.flatnonzero(examples.side_n == TEST).tolist()
     np.testing.assert_array_equal(outputs.label_b, examples.label_n[outputs.row_b])
     assert tested["accuracy"] == pytest.approx((outputs.logits_bs.argmax(1) == outputs.label_b).mean())
@@ -238,7 +239,8 @@ def test_a_number_that_is_none_is_told_on_every_side(tmp_path: Path, side: str) 
 @given(count=st.integers(1, 700), offset=st.sampled_from([0.0, 100.0]), seed=st.integers(0, 99))
 def test_mean_and_deviation_of_float16_are_those_of_float64(count: int, offset: float, seed: int) -> None:
     artifacts = (offset + np.random.default_rng(seed).standard_normal((count, 3, 2))).astype(np.float16)
-    mean, std = _mean_and_std(artifacts)
+    blocks = [artifacts[start : start + 256] for start in range(0, count, 256)]
+    mean, std = mean_and_std(blocks, (3, 2))
     np.testing.assert_allclose(mean, artifacts.astype(np.float64).mean(0), rtol=1e-6)
     np.testing.assert_allclose(std, artifacts.astype(np.float64).std(0), rtol=1e-5, atol=1e-7)
 
@@ -265,8 +267,8 @@ def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., d
         return (work(*item) for item in items)
 
     ran: list[Any] = []
-    monkeypatch.setattr(pipeline, "connect", lambda: None)
-    monkeypatch.setattr(pipeline, "cluster", lambda: (2.0, 0.0, 1))
+    monkeypatch.setattr(cluster, "connect", lambda: None)
+    monkeypatch.setattr(cluster, "cluster", lambda: (2.0, 0.0, 1))
     monkeypatch.setattr(pipeline, "run_tasks", run_tasks)
     monkeypatch.setattr(evaluate_module, "audit_codecs", lambda examples, equalized: AUDIT)
 
@@ -291,7 +293,7 @@ def test_images_that_one_run_lacks_are_left_out_of_all(tmp_path: Path, evaluate:
     other = make_run(tmp_path / "other", mixed, shard_rows=30, estimate=NONE, artifacts=lambda t: 2 * artifacts_of(t))
     found = evaluate(one, other)
     assert found["details"]["facts"]["images"] == 100
-    tests = [read_outputs(str(path), "test") for path in (tmp_path / "out" / "methods").iterdir()]
+    tests = [read_outputs([outputs_uri(str(path), "test")]) for path in (tmp_path / "out" / "methods").iterdir()]
     np.testing.assert_array_equal(tests[0].label_b, tests[1].label_b)
     agree = np.mean(tests[0].logits_bs.argmax(1) == tests[1].logits_bs.argmax(1))
     assert agree > 0.75, "the same images in the same order"

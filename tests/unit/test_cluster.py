@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from manifpt import pipeline
+from manifpt import cluster
 from manifpt.errors import ConfigError
 
 
@@ -38,18 +38,18 @@ def test_a_cluster_that_ended_without_notice_is_not_waited_for(
 ) -> None:
     """Ray itself would ask a killed head's address for minutes, without a word."""
     recorded.write_text(closed)
-    assert pipeline._address() == "local"
+    assert cluster._address() == "local"
     assert "ray_cluster_gone" in capsys.readouterr().err
 
 
 def test_a_cluster_that_answers_is_joined(recorded: Path, listening: str) -> None:
     recorded.write_text(listening)
-    assert pipeline._address() is None
+    assert cluster._address() is None
 
 
 def test_no_cluster_was_ever_started(recorded: Path) -> None:
     assert not recorded.exists()
-    assert pipeline._address() is None
+    assert cluster._address() is None
 
 
 @pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:1"])
@@ -57,13 +57,13 @@ def test_other_kinds_of_addresses_are_left_to_ray(
     recorded: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    assert pipeline._address() is None
+    assert cluster._address() is None
 
 
 def test_an_address_at_which_nobody_answers(recorded: Path, monkeypatch: pytest.MonkeyPatch, closed: str) -> None:
     monkeypatch.setenv("RAY_ADDRESS", closed)
     with pytest.raises(ConfigError, match="No Ray cluster answers"):
-        pipeline._address()
+        cluster._address()
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     with pytest.raises(ConfigError, match="No Ray cluster answers"):
-        pipeline._address()
+        cluster._address()

@@ -1,0 +1,82 @@
+"""What a network says of artifacts, on its way to a table: in memory and as Parquet.
+
+Legend: B artifacts, S labels, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifpt.artifacts import tensor_column, to_numpy
+from manifpt.metrics.attribution import accuracy, balanced_accuracy
+from manifpt.storage import store_of
+
+__all__ = ["Outputs", "read_outputs", "write_outputs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a method says of B artifacts or images.
+
+    Attributes:
+        logits_bs: float32 [B, S].
+        features_bf: float32 [B, F], of the layer before.
+        label_b, row_b: int64 [B], as they came.
+    """
+
+    logits_bs: np.ndarray
+    features_bf: np.ndarray
+    label_b: np.ndarray
+    row_b: np.ndarray
+
+    @property
+    def predicted_b(self) -> np.ndarray:
+        """int64 [B]."""
+        return np.asarray(self.logits_bs.argmax(1))
+
+    @property
+    def is_right_b(self) -> np.ndarray:
+        """bool [B]."""
+        return np.asarray(self.predicted_b == self.label_b)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose source is told."""
+        return accuracy(self.label_b, self.predicted_b)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall of the sources."""
+        return balanced_accuracy(self.label_b, self.predicted_b)
+
+
+_FIELDS = ("logits_bs", "features_bf", "label_b", "row_b")
+
+
+def write_outputs(uri: str, batches: Iterable[Outputs]) -> None:
+    """One Parquet object of at least one batch."""
+    found = list(batches)
+    columns = {name: np.concatenate([getattr(batch, name) for batch in found]) for name in _FIELDS}
+    table = pa.table(
+        {"row": columns["row_b"], "label": columns["label_b"]}
+        | {name: tensor_column(columns[f"{name}_b{axis}"].astype(np.float32)) for name, axis in _TENSORS}
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    store_of(uri).write(uri, sink.getvalue().to_pybytes())
+
+
+_TENSORS = (("logits", "s"), ("features", "f"))
+
+
+def read_outputs(uris: Sequence[str]) -> Outputs:
+    """Of one or several objects together, in the order of the rows."""
+    tables = [pq.read_table(pa.BufferReader(store_of(uri).read(uri))) for uri in uris]
+    table = pa.concat_tables(tables).combine_chunks().sort_by("row")
+    logits_bs, features_bf = (to_numpy(table[name]) for name, _ in _TENSORS)
+    return Outputs(logits_bs, features_bf, table["label"].to_numpy(), table["row"].to_numpy())
