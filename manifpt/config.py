@@ -165,9 +165,9 @@ class TrainConfig(RowsConfig):
     """One of the run's spaces."""
     output: str
     """The attributor bundle: a folder or prefix."""
-    network: Literal["resnet50", "small", "head"] | None = None
-    """resnet50: torchvision's, from ImageNet weights where they can be had. small: the released code's network and
-    schedule. head: one hidden layer. Default: resnet50 for image-shaped artifacts, head for vectors."""
+    network: Literal["resnet50", "small", "released", "head"] | None = None
+    """resnet50: torchvision's, from ImageNet weights where they can be had. small: the released code's network.
+    released: the same by its SGD schedule. head: one hidden layer. Default: resnet50 for images, head for vectors."""
     seed: int = 0
     """Of splits, weights and order."""
     epochs: int | None = None
@@ -184,6 +184,8 @@ class EvaluateConfig(RowsConfig):
 
     artifacts: tuple[str, ...]
     """Finished runs of compute_artifacts: one for each estimate of the projection, and controls."""
+    control_artifacts: tuple[str, ...] = ()
+    """Runs of the same images onto reals that say nothing of their manifold: of random phases, of another domain."""
     output: str
     """Results: table.md, table.json, details.json. The same command again goes on."""
     spaces: tuple[str, ...] = ()
@@ -199,7 +201,7 @@ class EvaluateConfig(RowsConfig):
     seeds: int = 3
     """Each has its own split, weights and order."""
     test_artifacts: tuple[str, ...] = ()
-    """Cross-dataset: test on all images of these runs, one for each of --artifacts."""
+    """Cross-dataset: test on all images of these runs, one for each of --artifacts and --control-artifacts."""
     test_labels: str | None = None
     """YAML that maps the sources of --test-artifacts to the labels of training."""
     equalize_codec: bool = False

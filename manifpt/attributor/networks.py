@@ -139,5 +139,6 @@ def _resnet50(shape: tuple[int, ...], sources: int) -> AttributorNetwork:
 NETWORKS: dict[str, Callable[[tuple[int, ...], int], AttributorNetwork]] = {
     "resnet50": _resnet50,
     "small": _small,
+    "released": _small,
     "head": _head,
 }

@@ -71,8 +71,10 @@ class Recipe:
 
 RECIPES = {
     "resnet50": Recipe(learning_rate=3e-4),
-    # The released code's: SGD, a tenth at epochs 100 and 150 of 180, batches of 36, no early stop.
-    "small": Recipe(
+    "small": Recipe(learning_rate=2e-3),
+    # The released code's: SGD, a tenth at epochs 100 and 150 of 180, batches of 36, no early stop. With fewer epochs it
+    # often stays at chance on raw pixels and nearest-real artifacts, so `small` is the default of short budgets.
+    "released": Recipe(
         optimizer="sgd", learning_rate=0.1, weight_decay=1e-4, schedule="steps", warm_up=0.0,
         milestones=(100 / 180, 150 / 180), epochs=180, batch_size=36, patience=0,
     ),

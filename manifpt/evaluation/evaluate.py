@@ -48,12 +48,13 @@ def evaluate_attributor(config: EvaluateConfig) -> dict[str, Any]:
     begin = time.monotonic()
     output = normalize(config.output)
     runs = [normalize(run) for run in config.artifacts]
+    control_runs = [normalize(run) for run in config.control_artifacts]
     test_runs = [normalize(run) for run in config.test_artifacts]
     if config.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, not {config.seeds}.")
     names = _baseline_names(config.baselines)
-    candidates = candidates_of(runs, test_runs, config.spaces, config.networks, config.epochs)
-    _check_codec(runs, config.equalize_codec)
+    candidates = candidates_of(runs, test_runs, config.spaces, config.networks, config.epochs, control_runs)
+    _check_codec([*runs, *control_runs], config.equalize_codec)
     bundles = [_of_bundle(path, runs, config) for path in config.attributor]  # first: what is wrong there costs no fits
     examples = _examples(candidates, config)
     tests = _test_examples(candidates, examples[0], config)
@@ -220,7 +221,7 @@ def _run(task: Any, works: Iterable[Work], stage: str) -> None:
 
 def _chosen(candidates: Sequence[Candidate], works: Mapping[tuple[int, int], Work], seeds: int) -> list[int]:
     """Of every group, the candidate with the best mean validation accuracy."""
-    best: dict[tuple[str, str, bool], tuple[float, int]] = {}
+    best: dict[tuple[str, str, bool, str], tuple[float, int]] = {}
     for n, candidate in enumerate(candidates):
         fits = [works[n, seed].done("fit") or {} for seed in range(seeds)]
         score = statistics.fmean(fit["validation_accuracy"] for fit in fits)

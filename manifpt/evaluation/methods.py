@@ -14,10 +14,11 @@ from manifpt.estimates import Estimate
 from manifpt.reader import read_plan
 from manifpt.spaces import SpaceSpec
 
-__all__ = ["Candidate", "candidates_of", "group_title", "key_digest"]
+__all__ = ["Candidate", "candidates_of", "key_digest"]
 
 _NETWORKS = {"rgb": ("small",), "frequency": ("head",)}
 _CONTROLS = ("none", "random", "blur")
+_NO_REALS = ("none", "blur")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,9 @@ class Candidate:
         run: its folder.
         test_run: where test images are; None: in the run.
         space, estimate: of its artifacts.
+        reference_digest: of the reals; "" where the estimate has none.
+        onto: the reference's folder, where it isn't the first run's; "" else.
+        are_reals_other: a control whose reals are no estimate of the manifold.
         network, recipe: of the attributor.
     """
 
@@ -35,18 +39,28 @@ class Candidate:
     test_run: str | None
     space: SpaceSpec
     estimate: Estimate
+    reference_digest: str
+    onto: str
+    are_reals_other: bool
     network: str
     recipe: Recipe
 
     @property
-    def group(self) -> tuple[str, str, bool]:
+    def group(self) -> tuple[str, str, bool, str]:
         """Candidates of one group differ in parameters and networks; validation picks the one that a table shows."""
-        return self.space.name, self.estimate.name, self.estimate.residual_first
+        return self.space.name, self.estimate.name, self.estimate.residual_first, self.onto
 
     @property
     def is_control(self) -> bool:
         """Whether the real manifold has no part in it."""
-        return self.estimate.name in _CONTROLS
+        return self.are_reals_other or self.estimate.name in _CONTROLS
+
+    @property
+    def title(self) -> str:
+        """For a table: `ManiFPT, nearest real`."""
+        title = _TITLES[self.estimate.name] + (", residual first" if self.estimate.residual_first else "")
+        title = f"control: {title}" if self.are_reals_other else title
+        return f"{title}, onto `{self.onto}`" if self.onto else title
 
     def key(self) -> dict[str, Any]:
         """What decides its result, but for rows and seed."""
@@ -54,6 +68,7 @@ class Candidate:
         return {
             "space": self.space.identity(),
             "estimate": self.estimate.identity(),
+            "reference": self.reference_digest,
             "network": self.network,
             "recipe": recipe | {"milestones": list(self.recipe.milestones)},
         }
@@ -65,22 +80,25 @@ def candidates_of(
     spaces: Sequence[str],
     networks: Sequence[str],
     epochs: int | None,
+    control_runs: Sequence[str] = (),
 ) -> list[Candidate]:
     """All candidates of some runs.
 
     Args:
         runs: folders of finished runs.
-        test_runs: none, or one for each run.
+        test_runs: none, or one for each of `runs` and `control_runs`.
         spaces: of these only; none: all.
         networks: to try on image-shaped artifacts; none: `small` on pixels, `head` on spectra, which have no places
             that a convolution could share weights over. Vectors always get `head`.
         epochs: of each training at most; None: the recipe's.
+        control_runs: runs on reals that are no estimate of the manifold.
 
     Raises:
         ConfigError: a space that no run has, two runs that say the same, or unequal lists.
     """
-    if test_runs and len(test_runs) != len(runs):
-        raise ConfigError(f"--test-artifacts names {len(test_runs)} runs and --artifacts {len(runs)}: one for each.")
+    all_runs = [*runs, *control_runs]
+    if test_runs and len(test_runs) != len(all_runs):
+        raise ConfigError(f"--test-artifacts names {len(test_runs)} runs and there are {len(all_runs)}: one for each.")
     for network in networks:
         if network not in RECIPES:
             raise ConfigError(f"Unknown network {network!r} in --networks; known: {', '.join(RECIPES)}.")
@@ -88,20 +106,28 @@ def candidates_of(
         raise ConfigError("Name one run or more with --artifacts.")
     if epochs is not None and epochs < 1:
         raise ConfigError(f"--epochs must be at least 1, not {epochs}.")
-    plans = [read_plan(run) for run in runs]
+    plans = [read_plan(run) for run in all_runs]
     known = {spec.name for plan in plans for spec in plan.spaces}
     for space in spaces:
         if space not in known:
             raise ConfigError(f"None of the runs has a space {space!r}; they have {', '.join(sorted(known))}.")
     found: list[Candidate] = []
-    test_of: Sequence[str | None] = test_runs or [None] * len(runs)
-    for run, test_run, plan in zip(runs, test_of, plans, strict=True):
+    test_of: Sequence[str | None] = test_runs or [None] * len(all_runs)
+    for n, (run, test_run, plan) in enumerate(zip(all_runs, test_of, plans, strict=True)):
+        has_reals = plan.estimate.name not in _NO_REALS
+        is_first = not has_reals or plan.reference_digest == plans[0].reference_digest
+        onto = "" if is_first else plan.reference_uri.rstrip("/").rpartition("/")[2]
         for spec in (spec for spec in plan.spaces if not spaces or spec.name in spaces):
             for network in ["head"] if spec.kind == "network" else networks or _NETWORKS[spec.kind]:
                 recipe = RECIPES[network]
                 recipe = replace(recipe, epochs=min(epochs, recipe.epochs)) if epochs else recipe
-                found.append(Candidate(run=run, test_run=test_run, space=spec, estimate=plan.estimate,
-                                       network=network, recipe=recipe))  # fmt: skip
+                found.append(
+                    Candidate(
+                        run=run, test_run=test_run, space=spec, estimate=plan.estimate,
+                        reference_digest=plan.reference_digest if has_reals else "", onto=onto,
+                        are_reals_other=n >= len(runs) and has_reals, network=network, recipe=recipe,
+                    )
+                )  # fmt: skip
     seen: dict[str, str] = {}
     for candidate in found:
         digest = key_digest(candidate.key())
@@ -112,12 +138,6 @@ def candidates_of(
             )
         seen[digest] = candidate.run
     return found
-
-
-def group_title(group: tuple[str, str, bool]) -> str:
-    """For a table: `ManiFPT, nearest real`."""
-    _, estimate, residual_first = group
-    return _TITLES[estimate] + (", residual first" if residual_first else "")
 
 
 _TITLES = {

@@ -18,7 +18,7 @@ from manifpt.attributor.examples import Examples
 from manifpt.attributor.outputs import Outputs, read_outputs
 from manifpt.attributor.splits import TEST
 from manifpt.evaluation.fusion import fit_weights, fused
-from manifpt.evaluation.methods import Candidate, group_title
+from manifpt.evaluation.methods import Candidate
 from manifpt.evaluation.tables import Comparison, Row
 from manifpt.evaluation.tasks import Work, outputs_uri
 from manifpt.metrics.attribution import confusion, paired_bootstrap, precision_recall
@@ -53,10 +53,10 @@ def of_candidate(candidate: Candidate, works: Sequence[Work]) -> Fitted:
     row = _row(
         works,
         kind="control" if candidate.is_control else "artifact",
-        method=group_title(candidate.group),
+        method=candidate.title,
         space=candidate.space.name,
         chosen=f"{candidate.network}; {candidate.estimate.label}",
-        paper=_PAPER.get((candidate.space.name, candidate.estimate.name)),
+        paper=None if candidate.onto else _PAPER.get((candidate.space.name, candidate.estimate.name)),
     )
     return Fitted(row, tuple(work.folder for work in works))
 

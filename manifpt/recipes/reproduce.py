@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifpt.config import (
@@ -24,12 +25,14 @@ from manifpt.config import (
 )
 from manifpt.errors import ConfigError
 from manifpt.log import event
-from manifpt.manifest import Manifest, write_manifest
+from manifpt.manifest import REAL, Manifest, write_manifest
 from manifpt.recipes.framing import framed_name, framed_table
 from manifpt.recipes.load import recipe
+from manifpt.recipes.phases import phase_randomized_reals
 from manifpt.recipes.schema import Recipe
 from manifpt.recipes.select import inputs, select
 from manifpt.runs import build_reference, compute_artifacts, index_images
+from manifpt.spaces import View
 from manifpt.storage import is_local, join, normalize, store_of
 
 __all__ = ["reproduce_tables"]
@@ -37,11 +40,15 @@ __all__ = ["reproduce_tables"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
-    """One run of `compute_artifacts` that a table needs: flags by name, and spaces."""
+    """One run of `compute_artifacts` that a table needs: flags by name, and spaces.
+
+    `phases`: onto a reference of phase-randomised reals, the control of `manifpt.recipes.phases`.
+    """
 
     name: str
     spaces: tuple[str, ...]
     flags: Mapping[str, Any]
+    phases: bool = False
 
 
 # What the tables compare. Parameters that validation chooses among are runs of their own.
@@ -52,10 +59,12 @@ _RUNS = (
     _Run(name="random", spaces=("rgb",), flags={"estimate": "random"}),
     *(_Run(name=f"blur-{s}", spaces=("ycbcr",), flags={"estimate": "blur", "sigma": s}) for s in (0.5, 0.7, 1.0)),
     *(_Run(name=f"soft-{s}", spaces=("ycbcr",), flags={"estimate": "soft", "sigma": s}) for s in (0.003, 0.01, 0.03)),
+    *(_Run(name=f"phases-{s}", spaces=("ycbcr",), flags={"estimate": "soft", "sigma": s}, phases=True)
+      for s in (0.003, 0.01, 0.03)),
     _Run(name="mean-16", spaces=("ycbcr",), flags={"estimate": "mean", "neighbors": 16}),
     _Run(name="hull-64", spaces=("ycbcr",), flags={"estimate": "hull", "neighbors": 64}),
     _Run(name="denoiser", spaces=("ycbcr",), flags={"estimate": "denoiser"}),
-)
+)  # fmt: skip
 
 
 _SOFT_PX = 73  # 3 * 73^2 numbers an image: see manifpt.estimates.gaussian
@@ -88,7 +97,15 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
             equalize_codec=config.equalize_codec, own_spaces=own,
         )
     )  # fmt: skip
-    runs = []
+    phases = join(output, "random-phases")
+    if any(run.phases for run in wanted):
+        build_reference(
+            ReferenceConfig(
+                manifest=_phases(manifests["reference"], found.size_px, output), output=phases, spaces=("ycbcr",),
+                size_px=found.size_px, equalize_codec=config.equalize_codec,
+            )
+        )  # fmt: skip
+    runs: dict[bool, list[str]] = {False: [], True: []}
     for run in wanted:
         of_run = tuple(name for name in run.spaces if name in spaces)
         if run.name in ("nearest", "none"):
@@ -97,17 +114,20 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
         if run.name == "denoiser":
             flags["denoiser"] = join(output, "denoiser")
             _train_denoiser(reference, flags["denoiser"], config.denoiser_images)
-        runs.append(join(output, "runs", run.name))
+        target = join(output, "runs", run.name)
+        runs[run.phases].append(target)
         compute_artifacts(
-            ArtifactsConfig(manifest=manifests["queries"], reference=reference, output=runs[-1], spaces=of_run, **flags)
-        )
+            ArtifactsConfig(manifest=manifests["queries"], reference=phases if run.phases else reference,
+                            output=target, spaces=of_run, **flags)
+        )  # fmt: skip
     from manifpt.evaluation.evaluate import evaluate_attributor  # torch costs seconds
 
     return evaluate_attributor(
         EvaluateConfig(
-            artifacts=tuple(runs), output=join(output, "evaluation"), networks=config.networks, epochs=config.epochs,
-            baselines=config.baselines, seeds=config.seeds, group_column=found.images.group_column,
-            most_images=config.most_images, equalize_codec=config.equalize_codec,
+            artifacts=tuple(runs[False]), control_artifacts=tuple(runs[True]), output=join(output, "evaluation"),
+            networks=config.networks, epochs=config.epochs, baselines=config.baselines, seeds=config.seeds,
+            group_column=found.images.group_column, most_images=config.most_images,
+            equalize_codec=config.equalize_codec,
             dataset=found.name + (", codec equalised" if config.equalize_codec else ""),
             paper_column=found.paper_column,
         )
@@ -161,3 +181,15 @@ def _frame(found: Recipe, images: str, framed_root: str) -> None:
             pq.write_table(table, partial, row_group_size=1024)
             partial.replace(target)
             event("framed", file=part.path, crop_px=crop_px, seconds=time.monotonic() - begin)
+
+
+def _phases(reference: str, size_px: int, output: str) -> str:
+    """Manifest of the reference's images with random phases."""
+    uri = join(output, "random-phases.parquet")
+    if store_of(uri).stat(uri) is None:
+        target = Path(output) / "random-phases-images.parquet"
+        view = View(size_px, size_px, resized=True, min_px=size_px)
+        batches = phase_randomized_reals(Manifest(reference), view)
+        pq.write_table(pa.Table.from_batches(batches), target, row_group_size=1024)
+        index_images(IndexConfig(input=(str(target),), output=uri, source=REAL))
+    return uri

@@ -76,7 +76,7 @@ def plain(tensors: np.ndarray, label_n: np.ndarray, threads: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    network = make_network("small", tensors.shape[1:], int(label_n.max()) + 1)
+    network = make_network("released", tensors.shape[1:], int(label_n.max()) + 1)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-4)
     artifacts, labels = torch.from_numpy(tensors), torch.from_numpy(label_n)
     rates = []
@@ -100,11 +100,11 @@ def plain(tensors: np.ndarray, label_n: np.ndarray, threads: int) -> float:
 def ours(examples: Examples, folder: Path, workers: int, threads: int) -> float:
     """The same through Ray Train, its streaming, checkpoints and validation."""
     count_s = np.bincount(examples.label_n[examples.side_n == TRAIN])
-    recipe = replace(RECIPES["small"], epochs=_EPOCHS, batch_size=_BATCH)
+    recipe = replace(RECIPES["released"], epochs=_EPOCHS, batch_size=_BATCH)
     job = worker.Job(
         output=str(folder), run=examples.run, space=examples.spec.name, shape=examples.shape, labels=examples.labels,
         train_rows=int(count_s.sum()), validation=examples.parts(VALIDATION), test=examples.parts(TEST),
-        network="small", recipe=recipe, weights=None, seed=0,
+        network="released", recipe=recipe, weights=None, seed=0,
         weight_s=class_weights(examples.label_n, len(examples.labels), recipe.balanced),
     )  # fmt: skip
     shares = TrainingShares(workers, 0.5, threads, 0.5, False)

@@ -50,14 +50,15 @@ def test_one_command_makes_the_table_and_the_same_again_finds_it(cluster: dict[s
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
     arguments = ("--recipe", recipe(tmp_path / "tiny.yaml"), "--images", tmp_path / "images", "--output",
-                 tmp_path / "out", "--runs", "nearest", "none", "soft-0.01", "--networks", "head", "--epochs", "3",
-                 "--seeds", "2", "--baselines", "dzanic20")  # fmt: skip
+                 tmp_path / "out", "--runs", "nearest", "none", "soft-0.01", "phases-0.01", "--networks", "head",
+                 "--epochs", "3", "--seeds", "2", "--baselines", "dzanic20")  # fmt: skip
     first = must(job("reproduce_tables", *arguments, env=cluster))
     table = json.loads((tmp_path / "out" / "evaluation" / "table.json").read_text())
     rows = {(row["method"], row["space"]) for row in table}
     assert ("ManiFPT, nearest real", "rgb") in rows and ("soft projection", "ycbcr") in rows
     assert ("Dzanic20", "pixels") in rows and ("control: raw embedding", "frequency_ycbcr") in rows
     assert ("fusion with artifacts", "several") in rows
+    assert ("control: soft projection, onto `random-phases`", "ycbcr") in rows
     for row in table:
         assert row["dataset"] == "tiny" and row["seeds"] == 2 and 0 <= row["accuracy_mean"] <= 100
         assert row["codec_separable"] == [] and (row["fd_ratio"] is None) == (row["kind"] == "fusion")

@@ -26,7 +26,7 @@ from manifpt.estimates import Estimate
 from manifpt.evaluation import evaluate as evaluate_module
 from manifpt.evaluation.evaluate import evaluate_attributor
 from manifpt.evaluation.fusion import fit_weights, fused
-from manifpt.evaluation.methods import candidates_of, group_title
+from manifpt.evaluation.methods import candidates_of
 from manifpt.evaluation.tables import Comparison, Row, table_json, table_markdown
 from manifpt.evaluation.tasks import Work, fit_attributor, outputs_uri
 from manifpt.evaluation.tasks import test_attributor as read_test_images
@@ -159,20 +159,41 @@ def test_candidates_are_grouped_by_space_and_estimate(tmp_path: Path) -> None:
     assert {candidate.recipe.epochs for candidate in found} == {5}
     assert len(candidates_of(runs, [], ["rgb"], ["head"], None)) == 3
     assert candidates_of(runs, [], ["rgb"], ["head"], 999)[0].recipe == RECIPES["head"]
-    assert group_title(found[0].group) == "ManiFPT, nearest real"
+    assert found[0].title == "ManiFPT, nearest real"
+
+
+def test_reals_of_another_kind_are_a_group_of_their_own_and_a_control(tmp_path: Path) -> None:
+    rows, soft = rows_of(SOURCES), Estimate(name="soft", sigma=0.01)
+    runs = [
+        str(make_run(tmp_path / f"{n}", rows, reference_digest=digest, estimate=estimate))
+        for n, (digest, estimate) in enumerate(
+            [("a" * 64, soft), ("b" * 64, soft), ("b" * 64, Estimate(name="blur", sigma=1.0))]
+        )
+    ]
+    own, other, blur = candidates_of(runs, [], [], ["head"], None)
+    assert (own.title, other.title, blur.title) == (
+        "soft projection", "soft projection, onto `nowhere`", "control: high-pass",
+    )  # fmt: skip
+    assert len({own.group, other.group, blur.group}) == 3, "validation does not choose among references"
+    assert [candidate.is_control for candidate in (own, other, blur)] == [False, False, True]
+    own, control = candidates_of(runs[:1], [], [], ["head"], None, runs[1:2])
+    assert control.is_control and not own.is_control
+    assert control.title == "control: soft projection, onto `nowhere`"
+    with pytest.raises(ConfigError, match="names 1 runs and there are 2"):
+        candidates_of(runs[:1], ["a"], [], ["head"], None, runs[1:2])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"networks": ("large",)}, "Unknown network 'large' in --networks; known: resnet50, small, head"),
+        ({"networks": ("large",)}, "Unknown network 'large' in --networks; known: resnet50, small, released, head"),
         ({"artifacts": ()}, "one run or more"),
         ({"epochs": 0}, "--epochs must be at least 1, not 0"),
         ({"epochs": -3}, "--epochs must be at least 1, not -3"),
         ({"seeds": 0}, "--seeds must be at least 1"),
         ({"spaces": ("supervised",)}, "None of the runs has a space 'supervised'"),
         ({"baselines": ("nobody20",)}, "Unknown baseline 'nobody20'"),
-        ({"test_artifacts": ("a", "b")}, "--test-artifacts names 2 runs and --artifacts 1"),
+        ({"test_artifacts": ("a", "b")}, "--test-artifacts names 2 runs and there are 1"),
         ({"equalize_codec": True}, "--equalize-codec: .* was computed on images as they are"),
         ({"attributor": ("/nowhere",)}, "There is no finished attributor at /nowhere"),
     ],

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from manifpt.errors import ConfigError
@@ -31,6 +33,7 @@ from manifpt.recipes import (
     select,
     shipped,
 )
+from manifpt.recipes.phases import phase_randomized, phase_randomized_reals
 from manifpt.recipes.tables import OURS
 from manifpt.spaces.base import View
 from tests.helpers.cluster import ROOT
@@ -465,3 +468,37 @@ def test_a_framed_table_keeps_rows_and_columns_and_is_lossless() -> None:
         framed_table(pa.table({"image": [b"no image"]}), 13, 9)
     with pytest.raises(ConfigError, match="needs a column 'image'; there are gm"):
         framed_table(table.select(["gm"]), 13, 9)
+
+
+# --- phases ---
+
+
+def magnitudes(image_hwc: np.ndarray) -> np.ndarray:
+    return np.abs(np.fft.fft2(image_hwc.astype(float), axes=(0, 1)))
+
+
+@given(seed=st.integers(0, 99), height=st.integers(8, 21), width=st.integers(8, 21))
+def test_random_phases_keep_colours_and_magnitudes(seed: int, height: int, width: int) -> None:
+    rng = np.random.default_rng(seed)
+    image_hwc = rng.integers(100, 150, (height, width, 3), dtype=np.uint8)  # far from where bytes end
+    found = phase_randomized(image_hwc, rng)
+    # Rounding moves a pixel by half a level at most, and a bin by the sum of all.
+    assert np.abs(magnitudes(found) - magnitudes(image_hwc)).max() <= 0.5 * height * width
+    np.testing.assert_allclose(magnitudes(found).sum(), magnitudes(image_hwc).sum(), rtol=0.05)
+    covariances = [np.cov(pixels.reshape(-1, 3).T.astype(float)) for pixels in (image_hwc, found)]
+    np.testing.assert_allclose(covariances[1], covariances[0], atol=0.05 * np.abs(covariances[0]).max() + 1)
+    assert (found != image_hwc).mean() > 0.5
+
+
+def test_reals_with_random_phases_are_those_that_can_be_decoded_always_the_same(tmp_path: Path) -> None:
+    for n in range(3):
+        Image.fromarray(noise(12, 9)).save(tmp_path / f"{n}.png")
+    (tmp_path / "1.png").write_bytes(b"no image")
+    write_manifest(index([str(tmp_path)], IndexOptions(source="real"), Counter()), str(tmp_path / "m.parquet"))
+    view = View(9, 9, resized=True, min_px=9)
+    first, again = (
+        pa.Table.from_batches(phase_randomized_reals(Manifest(str(tmp_path / "m.parquet")), view)) for _ in range(2)
+    )
+    assert first.equals(again) and len(first) == 2
+    images = [np.asarray(Image.open(io.BytesIO(data))) for data in first["image"].to_pylist()]
+    assert images[0].shape == (9, 9, 3) and (images[0] != images[1]).any()

@@ -77,6 +77,7 @@ def trained(
 
 def test_small_is_the_released_codes_network() -> None:
     network = make_network("small", (3, 32, 32), 10)
+    assert network.state_dict().keys() == make_network("released", (3, 32, 32), 10).state_dict().keys()
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(270_000, rel=0.04)
     convolutions = [m for m in network.body.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert [m.out_channels for m in convolutions] == [16] * 7 + [32] * 6 + [64] * 6
@@ -110,7 +111,7 @@ def test_a_network_for_images_refuses_what_is_none(name: str, shape: tuple[int, 
 
 
 def test_an_unknown_network_is_refused() -> None:
-    with pytest.raises(ConfigError, match="Unknown network 'large'; known: resnet50, small, head"):
+    with pytest.raises(ConfigError, match="Unknown network 'large'; known: resnet50, small, released, head"):
         check_network("large", (3, 32, 32))
 
 
@@ -257,7 +258,7 @@ def test_cosine_warms_up_and_falls_to_zero() -> None:
 
 
 def test_steps_take_a_tenth_at_each_milestone() -> None:
-    found = rates(dataclasses.replace(training.RECIPES["small"], learning_rate=1.0), steps=2)
+    found = rates(dataclasses.replace(training.RECIPES["released"], learning_rate=1.0), steps=2)
     np.testing.assert_allclose(found, [1.0] * 200 + [0.1] * 100 + [0.01] * 60)
 
 
