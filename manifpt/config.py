@@ -17,6 +17,7 @@ from manifpt.log import event
 __all__ = [
     "ArtifactsConfig",
     "DenoiserConfig",
+    "EncoderConfig",
     "EvaluateConfig",
     "IndexConfig",
     "ReferenceConfig",
@@ -65,6 +66,8 @@ class ReferenceConfig:
     """rgb, frequency, supervised, selfsupervised, or names under own_spaces in --config."""
     size_px: int | None = None
     """Resolution of rgb and frequency. Default: native; all images must then have the first one's size."""
+    encoder: str | None = None
+    """Of selfsupervised: the folder that jobs/pretrain_encoder.py made. Default: the published Barlow Twins weights."""
     equalize_codec: bool = False
     """Re-encode every image alike (JPEG, quality 75, 4:2:0), here and in all runs on this reference."""
     shard_rows: int | None = None
@@ -121,6 +124,33 @@ class ArtifactsConfig:
     dry_run: bool = False
     """Print the plan, and do nothing."""
     own_spaces: OwnSpaces = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Trains an encoder on real images alone (Barlow Twins), for the space selfsupervised."""
+
+    manifest: str
+    """Manifest of the real images."""
+    output: str
+    """The encoder: a folder or prefix."""
+    backbone: Literal["resnet18", "resnet50"] = "resnet18"
+    """torchvision's; images under 64 px get a first layer that keeps their high frequencies."""
+    policy: Literal["fingerprint", "standard"] = "fingerprint"
+    """What two views of an image differ in. fingerprint: place and mirroring, so features may keep all frequencies.
+    standard: as Barlow Twins, colours, sizes and blur too."""
+    size_px: int | None = None
+    """Side of the square that it sees. Default: native; all images must then have the first one's size."""
+    epochs: int = 100
+    """Passes over the images."""
+    batch_size: int = 128
+    """Images a step, over all workers."""
+    label_column: str | None = None
+    """Kept column with a class, for a nearest-neighbour probe after each epoch. Training never sees it."""
+    seed: int = 0
+    """Of weights, order and views."""
+    workers: int | None = None
+    """Default: one a GPU, or one a node."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

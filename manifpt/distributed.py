@@ -70,6 +70,17 @@ class Worker:
         torch.distributed.all_reduce(total)
         return total.cpu().numpy()
 
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum over all workers, through which gradients pass.
+
+        Going back, every worker's gradient is the sum of all workers': of `count` equal losses, as if they were added.
+        `parallel` then takes the mean over workers, and what is left is the gradient of one.
+        """
+        if self.count == 1:
+            return value
+        found: torch.Tensor = _Total.apply(value)
+        return found
+
     def report(self, metrics: Mapping[str, Any], save: Callable[[Path], None]) -> None:
         """Leaves a checkpoint; all workers call it, and the first one saves."""
         with tempfile.TemporaryDirectory(prefix="manifpt-checkpoint-") as folder:
@@ -88,6 +99,24 @@ class Worker:
         else:
             with checkpoint.as_directory() as folder:
                 yield Path(folder)
+
+
+class _Total(torch.autograd.Function):
+    """PyTorch's own differentiable sum is deprecated, and what replaces it is private."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return _summed(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return _summed(gradient)
+
+
+def _summed(value: torch.Tensor) -> torch.Tensor:
+    total = value.detach().clone(memory_format=torch.contiguous_format)
+    torch.distributed.all_reduce(total)
+    return total
 
 
 def run_workers(

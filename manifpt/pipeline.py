@@ -31,7 +31,7 @@ from manifpt.projecting import Projecting
 from manifpt.reader import ArtifactReader
 from manifpt.resources import ActorShare, Shares, share
 
-__all__ = ["artifact_rows", "run", "run_tasks"]
+__all__ = ["artifact_rows", "run", "run_tasks", "view_rows"]
 
 # Its errors reach us as exceptions, its progress as ours; the full story is in Ray's own log files.
 logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -119,6 +119,34 @@ def _read_part(batch: pa.Table, run: str, space: str, s3: dict[str, str]) -> dic
     part = unpack(batch["part"].chunk(0)[0].as_buffer())
     table = _reader(run, space).read(int(part["shard"]), part["place_n"])
     return {"artifact": to_numpy(table["artifact"]), "label": part["label_n"], "row": part["row_n"]}
+
+
+def view_rows(plan: Plan, task_cpus: float = 1.0) -> ray.data.Dataset:
+    """Rows `view` (uint8 [3, H, W]) and `row` (int64) of a plan with one space, as a stream. Images that can't be
+    decoded are left out.
+
+    Args:
+        plan: whose manifest's images; nothing is written.
+        task_cpus: a decoding task holds.
+    """
+    _quiet()
+    dataset = ray.data.from_items([{"shard": n} for n in range(plan.shards)], override_num_blocks=plan.shards)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the retry limits, as in `run`
+        return dataset.map_batches(
+            _views,  # type: ignore[arg-type]
+            fn_kwargs={"plan": plan, "s3": environment()},
+            num_cpus=task_cpus,
+            **_ONE_SHARD,
+            **_TASK_RETRIES,
+        )
+
+
+def _views(batch: pa.Table, plan: Plan, s3: dict[str, str]) -> dict[str, np.ndarray]:
+    os.environ.update(s3)
+    number = batch["shard"][0].as_py()
+    view_bchw = stages.decode_rows(plan, number)[f"view:{plan.spaces[0].view.key}"]
+    return {"view": view_bchw, "row": plan.rows_of(number).start + np.arange(len(view_bchw))}
 
 
 @functools.lru_cache(4)

@@ -34,7 +34,12 @@ def plan_reference(config: ReferenceConfig) -> tuple[Plan, str]:
         ConfigError: what is missing, or doesn't fit together.
     """
     manifest = Manifest(normalize(config.manifest))
-    specs = [resolve_weights(spec_of(name, config.own_spaces, config.size_px)) for name in dict.fromkeys(config.spaces)]
+    own = dict(config.own_spaces)
+    if config.encoder is not None:
+        if "selfsupervised" not in config.spaces:
+            raise ConfigError("--encoder is of the space selfsupervised: name it after --spaces.")
+        own["selfsupervised"] = {"encoder": config.encoder, **own.get("selfsupervised", {})}
+    specs = [resolve_weights(spec_of(name, own, config.size_px)) for name in dict.fromkeys(config.spaces)]
     if not specs:
         raise ConfigError("A reference needs at least one space; name some after --spaces.")
     if config.equalize_codec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,12 @@ def save_state(state: State, folder: Path) -> None:
     (folder / _FACTS).write_text(json.dumps(facts))
 
 
-def load_state(folder: Path) -> State:
+def load_state(folder: Path, epoch: Callable[..., Any] = Epoch) -> State:
     """The inverse of `save_state`.
+
+    Args:
+        folder: with both files.
+        epoch: makes an entry of the history from its fields.
 
     Raises:
         StorageError: the files are not those that were written.
@@ -70,5 +75,5 @@ def load_state(folder: Path) -> State:
         else:
             kinds[kind][rest] = tensor
     optimizer = {"state": slots, "param_groups": facts["groups"]}
-    history = [Epoch(**epoch) for epoch in facts["history"]]
+    history = [epoch(**fields) for fields in facts["history"]]
     return State(kinds["network"], optimizer, kinds["best"] or kinds["network"], history)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from manifpt.attributor.networks import AttributorNetwork, make_network
 from manifpt.attributor.outputs import Outputs
 from manifpt.errors import ConfigError
+from manifpt.streaming import shuffled
 
 __all__ = [
     "RECIPES",
@@ -30,6 +31,7 @@ __all__ = [
     "Trainer",
     "check_network",
     "class_weights",
+    "cosine",
     "fit",
     "from_arrays",
     "outputs_of",
@@ -112,13 +114,13 @@ class State:
     Attributes:
         network, optimizer: state dicts.
         best: the network's state dict with the best validation accuracy so far.
-        history: epochs done.
+        history: epochs done, as `Epoch` or as another training's dataclass.
     """
 
     network: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     best: dict[str, torch.Tensor]
-    history: list[Epoch] = field(default_factory=list)
+    history: list[Any] = field(default_factory=list)
 
 
 NOT_FINITE = "Artifacts hold numbers that are not finite: compute them again."
@@ -215,13 +217,24 @@ class Trainer:
         recipe, part = self.recipe, epochs_done / self.recipe.epochs
         if recipe.schedule == "steps":
             factor = 0.1 ** sum(math.floor(epochs_done) >= m * recipe.epochs for m in recipe.milestones)
-        elif part < recipe.warm_up:
-            factor = (part + 1 / (self.recipe.epochs * max(1, self._steps))) / recipe.warm_up
         else:
-            factor = 0.5 * (1 + math.cos(math.pi * (part - recipe.warm_up) / (1 - recipe.warm_up)))
+            factor = cosine(part, recipe.warm_up, 1 / (recipe.epochs * max(1, self._steps)))
         self.learning_rate = recipe.learning_rate * min(1.0, factor)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
+
+
+def cosine(part: float, warm_up: float, step: float) -> float:
+    """What a learning rate is multiplied by: up in a straight line, then down to zero in half a cosine.
+
+    Args:
+        part: of all steps that are done, from 0 to 1.
+        warm_up: the part in which it rises.
+        step: one step's part.
+    """
+    if part < warm_up:
+        return min(1.0, (part + step) / warm_up)
+    return 0.5 * (1 + math.cos(math.pi * (part - warm_up) / (1 - warm_up)))
 
 
 def fit(
@@ -345,11 +358,9 @@ def from_arrays(
 
     def batches(epoch: int = 0) -> Iterator[Batch]:
         count = len(label_b)
-        order = np.arange(count) if seed is None else np.random.default_rng([seed, epoch]).permutation(count)
         size = max(1, min(batch_size, count))
-        stop = count if seed is None else count - count % size
-        for start in range(0, stop, size):
-            row_b = order[start : start + size]
+        ordered = (np.arange(start, min(start + size, count)) for start in range(0, count, size))
+        for row_b in ordered if seed is None else shuffled(count, size, seed, epoch):
             yield torch.from_numpy(artifacts[row_b]), torch.from_numpy(label_b[row_b]), torch.from_numpy(row_b)
 
     return batches

@@ -2,17 +2,14 @@
 
 Legend: N artifacts of a worker's share.
 
-Training artifacts are streamed to the workers by Ray Data, to each an equal share. A share that fits in a quarter of a
-worker's memory is kept after the first pass, and shuffled anew for each epoch; a larger one is streamed again for each
-epoch, and shuffled in a buffer of that size.
+Training artifacts are streamed to the workers by Ray Data: see `manifpt.streaming`.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +27,6 @@ from manifpt.attributor.training import (
     State,
     Trainer,
     fit,
-    from_arrays,
     mean_and_std,
     outputs_of,
 )
@@ -41,13 +37,11 @@ from manifpt.reader import ArtifactReader
 from manifpt.spaces import SpaceSpec
 from manifpt.spaces.weights import load_state as load_weights
 from manifpt.storage import join, store_of
+from manifpt.streaming import KEPT_PART, StreamedRows
 
 __all__ = ["Job", "train"]
 
-_KEPT_PART = 0.25  # of a worker's memory
 _EVALUATION_BATCH = 512
-_BLOCK_ROWS = 1024
-_RANKS = 1_000_003  # apart from each other in the seeds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +80,11 @@ def train(worker: Worker, job: Job) -> None:
     if job.weights is not None:
         start = {name: t for name, t in load_weights(job.weights).items() if not name.startswith("fc.")}
         network.body.load_state_dict(start)
-    rows = _Rows(worker, job)
-    network.standardize(*mean_and_std(rows.all(), job.shape, worker.summed))
-    size = min(max(2, job.recipe.batch_size // worker.count), rows.count)
-    trainer = Trainer(
-        network, job.recipe, job.weight_s, rows.count // size, worker.device, worker.parallel, worker.summed
-    )
+    count = job.train_rows // worker.count
+    rows = StreamedRows(worker, ("artifact", "label"), 4 * math.prod(job.shape), count, job.seed)
+    network.standardize(*mean_and_std(rows.all("artifact"), job.shape, worker.summed))
+    size = min(max(2, job.recipe.batch_size // worker.count), count)
+    trainer = Trainer(network, job.recipe, job.weight_s, count // size, worker.device, worker.parallel, worker.summed)
     reader = ArtifactReader(job.run, job.space, torch.get_num_threads(), worker.device.partition(":")[0])
     validation = _Held(worker, reader, job.validation[worker.rank :: worker.count])
     with worker.newest_checkpoint() as folder:
@@ -105,7 +98,7 @@ def train(worker: Worker, job: Job) -> None:
     def batches(epoch: int) -> Iterable[Batch]:
         # Dropout differs from worker to worker, and is the same after a resume.
         torch.manual_seed(int(np.random.SeedSequence([job.seed, worker.rank, epoch]).generate_state(1, np.uint64)[0]))
-        return rows.epoch(epoch, size)
+        return (_tensors(*batch) for batch in rows.epoch(epoch, size))
 
     state = fit(trainer, batches, validation.batches, state, on_epoch)
     if worker.rank == 0:
@@ -119,49 +112,6 @@ def train(worker: Worker, job: Job) -> None:
             write_outputs(join(job.output, "predictions", name), outputs)
 
 
-class _Rows:
-    """One worker's share of the training artifacts."""
-
-    def __init__(self, worker: Worker, job: Job) -> None:
-        self._stream = worker.stream()
-        self._seed = job.seed * _RANKS + worker.rank
-        self.count = job.train_rows // worker.count  # equal shares: what is left over is left out
-        row_bytes = 4 * int(np.prod(job.shape))
-        self._buffer_rows = max(_BLOCK_ROWS, int(_KEPT_PART * worker.memory_bytes / row_bytes))
-        self._kept: tuple[np.ndarray, np.ndarray] | None = None
-        # All or none, where some have less memory: a stream waits until every worker asks for it again.
-        if worker.summed(np.array([self.count <= self._buffer_rows], np.float64))[0] == worker.count:
-            blocks = [(block["artifact"], block["label"], block["row"]) for block in self._blocks()]
-            artifacts, labels, row_n = (np.concatenate(list(part)) for part in zip(*blocks, strict=True))
-            order = np.argsort(row_n)  # they come in any order, and the seed's must follow from what there is
-            self._kept = artifacts[order], labels[order]
-
-    def _blocks(self) -> Iterator[dict[str, np.ndarray]]:
-        found: Iterator[dict[str, np.ndarray]] = self._stream.iter_batches(  # type: ignore[assignment]
-            batch_size=_BLOCK_ROWS, batch_format="numpy"
-        )
-        yield from found
-
-    def all(self) -> Iterator[np.ndarray]:
-        """Every artifact once, [M, *shape]."""
-        if self._kept is not None:
-            artifacts = self._kept[0]
-            yield from (artifacts[start : start + _BLOCK_ROWS] for start in range(0, len(artifacts), _BLOCK_ROWS))
-        else:
-            yield from (block["artifact"] for block in self._blocks())
-
-    def epoch(self, number: int, batch_size: int) -> Iterable[Batch]:
-        """Shuffled batches, as many on each worker."""
-        if self._kept is not None:
-            return from_arrays(*self._kept, batch_size, self._seed)(number)
-        streamed: Any = self._stream.iter_batches(
-            batch_size=batch_size, batch_format="numpy", drop_last=True,
-            local_shuffle_buffer_size=self._buffer_rows, local_shuffle_seed=self._seed + number,
-        )  # fmt: skip
-        return itertools.islice((_tensors(b["artifact"], b["label"], b["row"]) for b in streamed),
-                                self.count // batch_size)  # fmt: skip
-
-
 def _tensors(artifacts: np.ndarray, label_b: np.ndarray, row_b: np.ndarray) -> Batch:
     """Copies: what Ray Data and Arrow hand out can't be written, of which torch warns."""
     return tuple(torch.from_numpy(np.array(values)) for values in (artifacts, label_b, row_b))  # type: ignore[return-value]
@@ -172,7 +122,7 @@ class _Held:
 
     def __init__(self, worker: Worker, reader: ArtifactReader, parts: Sequence[Part]) -> None:
         self._reader, self._parts = reader, parts
-        self._limit_bytes = _KEPT_PART * worker.memory_bytes / 2
+        self._limit_bytes = KEPT_PART * worker.memory_bytes / 2
         self._kept: list[tuple[np.ndarray, Part]] | None = None
 
     def batches(self) -> Iterator[Batch]:

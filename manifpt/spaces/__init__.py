@@ -8,6 +8,7 @@ from typing import Any
 
 from manifpt.errors import ConfigError
 from manifpt.spaces.base import Space, SpaceSpec, View
+from manifpt.spaces.encoders import encoder_fields
 from manifpt.spaces.pixels import FrequencySpace, RgbSpace
 from manifpt.spaces.weights import timm_preprocessing
 
@@ -59,7 +60,8 @@ def spec_of(name: str, own: Mapping[str, Mapping[str, Any]], size_px: int | None
 
     Args:
         name: as on the command line.
-        own: by name, fields of `SpaceSpec`, from the config's `own_spaces`.
+        own: by name, fields of `SpaceSpec`, from the config's `own_spaces`; and `encoder`, a folder that
+            `pretrain_encoder` made, in place of them.
         size_px: resolution for the pixel spaces that state none.
 
     Raises:
@@ -67,6 +69,8 @@ def spec_of(name: str, own: Mapping[str, Mapping[str, Any]], size_px: int | None
     """
     built_in = BUILT_IN.get(name)
     fields = dict(own.get(name, {}))
+    if "encoder" in fields:
+        fields = encoder_fields(str(fields.pop("encoder"))) | fields
     if fields.get("name", name) != name:
         raise ConfigError(f"Space {name!r}: its name is the key under own_spaces; leave out `name`.")
     if str(fields.get("architecture", "")).startswith("timm:"):

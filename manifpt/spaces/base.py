@@ -134,7 +134,7 @@ class SpaceSpec:
         size_px: side of the square view; None: native.
         height_px, width_px: of the view, once known.
         min_px: least side of an image; 0: what the kind needs.
-        architecture: `torchvision:NAME` or `timm:NAME`.
+        architecture: `torchvision:NAME`, `timm:NAME` or `manifpt:NAME`.
         weights: a name of the registry, a path, `s3://` or `https://` URI; None: those published for a timm name.
         weights_sha256: of the weight file. Required for files that are no safetensors.
         mean, std: of the input in [0, 1], a channel.

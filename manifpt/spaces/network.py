@@ -16,6 +16,7 @@ from torch import nn
 
 from manifpt.errors import ConfigError
 from manifpt.log import event
+from manifpt.spaces.architectures import make_architecture
 from manifpt.spaces.base import SpaceSpec
 from manifpt.spaces.resize import resized
 from manifpt.spaces.weights import load_state
@@ -134,15 +135,10 @@ def build_network(spec: SpaceSpec) -> nn.Module:
     Raises:
         ConfigError: an unknown architecture, or weights that don't fit it.
     """
-    library, _, name = (spec.architecture or "").partition(":")
-    if library == "torchvision":
-        network = _torchvision(name)
-    elif library == "timm":
-        network = _timm(name)
-    else:
-        raise ConfigError(
-            f"Space {spec.name!r}: architecture is torchvision:NAME or timm:NAME, not {spec.architecture!r}."
-        )
+    try:
+        network = make_architecture(spec.architecture)
+    except ConfigError as error:
+        raise ConfigError(f"Space {spec.name!r}: {error}") from error
     state = load_state(spec)
     expected = network.state_dict()
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
@@ -170,30 +166,4 @@ def _folded(network: nn.Module, spec: SpaceSpec) -> nn.Module:
         whole, parts = network(noise_bchw), folded(noise_bchw)
         if torch.allclose(whole, parts, rtol=1e-3, atol=1e-4 * float(whole.abs().max())):
             return folded.requires_grad_(False)
-    return network
-
-
-def _torchvision(name: str) -> nn.Module:
-    from torchvision import models
-
-    try:
-        network: nn.Module = models.get_model(name, weights=None)
-    except ValueError as error:
-        raise ConfigError(f"torchvision has no model {name!r}.") from error
-    for attribute in ("fc", "classifier", "head", "heads"):  # torchvision's names of a last layer
-        if hasattr(network, attribute):
-            setattr(network, attribute, nn.Identity())
-            return network
-    raise ConfigError(f"torchvision's {name!r} has no classifier that we know how to remove; use timm:{name}.")
-
-
-def _timm(name: str) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise ConfigError("A timm architecture needs the package: pip install 'manifpt[timm]'.") from error
-    try:
-        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
-    except RuntimeError as error:
-        raise ConfigError(f"timm has no model {name!r}.") from error
     return network

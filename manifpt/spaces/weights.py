@@ -2,6 +2,10 @@
 
 Order of search: the folder or S3 prefix in `MANIFPT_WEIGHTS`, the cache (`~/.cache/manifpt/weights`), then the source.
 A file whose SHA-256 isn't the stated one is refused, and a pickle (`.pth`) without a stated one is never opened.
+
+Tensors by name, or below `state_dict` or `model`, as checkpoints have them. Barlow Twins (facebookresearch/barlowtwins)
+publishes both: `resnet50.pth` has torchvision's names without `fc`; in `checkpoint.pth` they are
+`module.backbone.NAME`, beside a `module.projector` and a `module.bn` that only training used.
 """
 
 from __future__ import annotations
@@ -115,10 +119,10 @@ def load_state(spec: SpaceSpec) -> dict[str, torch.Tensor]:
 
         return load(data)
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    tensors = state.get("state_dict", state) if isinstance(state, dict) else {}
-    return {
-        str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, torch.Tensor)
-    }
+    tensors = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else {}
+    named = {str(k).removeprefix("module."): value for k, value in tensors.items() if isinstance(value, torch.Tensor)}
+    backbone = {k.removeprefix("backbone."): value for k, value in named.items() if k.startswith("backbone.")}
+    return backbone or named
 
 
 def cache_folder() -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torchvision.models import resnet18
+from torchvision.models import resnet18, resnet50
 
 from manifpt.errors import ConfigError
 from manifpt.spaces import SpaceSpec, make_space, spec_of, weights
@@ -185,6 +185,29 @@ def test_barlow_twins_needs_the_sum_that_nobody_publishes() -> None:
         resolve_weights(spec_of("selfsupervised", {}))
     with pytest.raises(ConfigError, match="does not begin with cf015f40cc"):
         resolve_weights(spec_of("selfsupervised", {"selfsupervised": {"weights_sha256": "0" * 64}}))
+
+
+@pytest.mark.parametrize("kind", ["resnet50.pth", "checkpoint.pth"])
+def test_both_files_of_barlow_twins_are_the_same_space(tmp_path: Path, kind: str) -> None:
+    """Files of their format, since theirs can't be had here."""
+    torch.manual_seed(0)
+    network = resnet50()
+    del network.fc
+    state = network.state_dict()
+    if kind == "checkpoint.pth":
+        training = {f"module.backbone.{name}": value for name, value in state.items()}
+        training |= {"module.projector.0.weight": torch.ones(2, 2), "module.bn.running_mean": torch.ones(2)}
+        torch.save({"epoch": 1000, "model": training, "optimizer": {"state": {}, "param_groups": []}}, tmp_path / kind)
+    else:
+        torch.save(state, tmp_path / kind)
+    own = {"selfsupervised": {"weights": str(tmp_path / kind), "weights_sha256": sha256_of(tmp_path / kind)}}
+    space = make_space(resolve_weights(spec_of("selfsupervised", own)))
+    views = np.random.default_rng(0).integers(0, 256, (1, 3, 224, 224), dtype=np.uint8)
+    network.fc = torch.nn.Identity()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (space.spec.mean, space.spec.std))
+    with torch.no_grad():
+        expected = network.eval()((torch.from_numpy(views).float() / 255 - mean) / std)
+    np.testing.assert_allclose(space.encode(views), expected.numpy(), rtol=1e-3, atol=1e-3)
 
 
 def test_the_registry_agrees_with_torchvision() -> None:

@@ -1,0 +1,84 @@
+"""Two views of an image: what an encoder learns not to see.
+
+Legend: B images, S side in pixels, s side of a crop.
+
+What augmentation changes at random, the features lose. The standard policy, made for what a picture shows, resizes,
+blurs and recolours: it washes out the high frequencies, in which fingerprints are. The `fingerprint` policy moves and
+mirrors, and every pixel of a view is a pixel of its image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from manifpt.errors import ConfigError
+
+__all__ = ["POLICIES", "Policy", "make_policy"]
+
+# uint8 [B, 3, S, S] on any device, and a seed -> float [B, 3, s, s] in [0, 1], other for each image.
+Policy = Callable[[torch.Tensor, int], torch.Tensor]
+
+POLICIES = ("fingerprint", "standard")
+_CROPPED = 1 / 8  # of a side
+_BLURRED_FROM_PX = 64  # CIFAR's usual policy has no blur: a kernel of a tenth of 32 px is hardly one
+
+
+def make_policy(name: str, size_px: int) -> Policy:
+    """A policy for square images.
+
+    Args:
+        name: of `POLICIES`.
+        size_px: S.
+
+    Raises:
+        ConfigError: the package of the standard policy isn't there.
+    """
+    return _moved if name == "fingerprint" else _standard(size_px)
+
+
+def _moved(images_bchw: torch.Tensor, seed: int) -> torch.Tensor:
+    """A crop of 7/8 of the side, at a place of its own for each image, and half of them mirrored."""
+    batch, _, height_px, width_px = images_bchw.shape
+    generator = torch.Generator().manual_seed(seed)
+    crops = []
+    for size_px in (height_px, width_px):
+        kept_px = size_px - max(1, round(size_px * _CROPPED))
+        start_b = torch.randint(size_px - kept_px + 1, (batch,), generator=generator)
+        crops.append(start_b[:, None] + torch.arange(kept_px))
+    row_bh, column_bw = crops
+    is_mirrored_b = torch.rand(batch, generator=generator) < 0.5
+    column_bw = torch.where(is_mirrored_b[:, None], column_bw.flip(1), column_bw)
+    index = [places.to(images_bchw.device) for places in (torch.arange(batch), row_bh, column_bw)]
+    cropped_bhwc = images_bchw.permute(0, 2, 3, 1)[index[0][:, None, None], index[1][:, :, None], index[2][:, None]]
+    return cropped_bhwc.permute(0, 3, 1, 2).float() / 255
+
+
+def _standard(size_px: int) -> Policy:
+    """That of Barlow Twins (Zbontar et al. 2021, appendix A; facebookresearch/barlowtwins), its two branches made one:
+    blur and solarisation with half of their summed probabilities each. Kornia draws from torch's global generator."""
+    try:
+        import kornia.augmentation as kornia
+    except ImportError as error:
+        raise ConfigError("The standard policy needs the package kornia: pip install 'manifpt[pretrain]'.") from error
+    steps: list[Any] = [
+        kornia.RandomResizedCrop((size_px, size_px), scale=(0.08, 1.0), resample="bicubic"),
+        kornia.RandomHorizontalFlip(),
+        kornia.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
+        kornia.RandomGrayscale(p=0.2),
+    ]
+    if size_px >= _BLURRED_FROM_PX:
+        kernel_px = 2 * (size_px // 20) + 1
+        steps.append(kornia.RandomGaussianBlur((kernel_px, kernel_px), (0.1, 2.0), p=0.55))
+    steps.append(kornia.RandomSolarize(thresholds=0.0, additions=0.0, p=0.1))
+    augment = torch.nn.Sequential(*steps)
+
+    def policy(images_bchw: torch.Tensor, seed: int) -> torch.Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            found: torch.Tensor = augment(images_bchw.float() / 255).clamp(0, 1)
+        return found
+
+    return policy

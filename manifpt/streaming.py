@@ -1,0 +1,90 @@
+"""Training rows as they reach a worker: streamed by Ray Data, to each worker an equal share.
+
+A share that fits in a quarter of a worker's memory is kept after the first pass, and shuffled anew for each epoch; a
+larger one is streamed again for each epoch, and shuffled in a buffer of that size.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from manifpt.distributed import Worker
+
+__all__ = ["KEPT_PART", "StreamedRows", "shuffled"]
+
+KEPT_PART = 0.25  # of a worker's memory
+_BLOCK_ROWS = 1024
+_RANKS = 1_000_003  # apart from each other in the seeds
+
+
+def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """Row numbers int64 [batch_size], in an order that follows from seed and epoch.
+
+    All batches are of one size, since batch normalisation can't take a single row.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    for start in range(0, count - batch_size + 1, batch_size):
+        yield order[start : start + batch_size]
+
+
+class StreamedRows:
+    """One worker's share of the rows of `Worker.stream`, which have a column `row`: their number."""
+
+    def __init__(self, worker: Worker, columns: Sequence[str], row_bytes: int, count: int, seed: int) -> None:
+        """Makes the first pass, if the share can be kept.
+
+        Args:
+            worker: it.
+            columns: to read.
+            row_bytes: of one row in memory.
+            count: of rows in the share; rows that the stream has beyond are left out, and it may have fewer.
+            seed: of all workers' orders.
+        """
+        self._stream, self._columns = worker.stream(), (*columns, "row")
+        self._seed = seed * _RANKS + worker.rank
+        self._count = count
+        self._buffer_rows = max(_BLOCK_ROWS, int(KEPT_PART * worker.memory_bytes / row_bytes))
+        self._kept: dict[str, np.ndarray] | None = None
+        # All or none, where some have less memory: a stream waits until every worker asks for it again.
+        if worker.summed(np.array([count <= self._buffer_rows], np.float64))[0] == worker.count:
+            blocks = list(self._blocks())
+            found = {name: np.concatenate([block[name] for block in blocks]) for name in self._columns if blocks}
+            # They come in any order, and the seed's must follow from what there is.
+            self._kept = {name: values[np.argsort(found["row"])] for name, values in found.items()}
+
+    def _blocks(self) -> Iterator[dict[str, np.ndarray]]:
+        found: Iterator[dict[str, np.ndarray]] = self._stream.iter_batches(  # type: ignore[assignment]
+            batch_size=_BLOCK_ROWS, batch_format="numpy"
+        )
+        yield from found
+
+    @property
+    def kept(self) -> int | None:
+        """Rows of the share, if it is kept."""
+        return None if self._kept is None else len(next(iter(self._kept.values()), ()))
+
+    def all(self, column: str) -> Iterator[np.ndarray]:
+        """Every row's value once, in blocks."""
+        if self._kept is not None:
+            values = self._kept[column]
+            yield from (values[start : start + _BLOCK_ROWS] for start in range(0, len(values), _BLOCK_ROWS))
+        else:
+            yield from (block[column] for block in self._blocks())
+
+    def epoch(self, number: int, batch_size: int) -> Iterator[tuple[np.ndarray, ...]]:
+        """Shuffled batches of the columns and `row`, as many on each worker."""
+        if self._kept is not None:
+            for row_b in shuffled(self.kept or 0, batch_size, self._seed, number):
+                yield tuple(self._kept[name][row_b] for name in self._columns)
+            return
+        streamed: Any = self._stream.iter_batches(
+            batch_size=batch_size, batch_format="numpy", drop_last=True,
+            local_shuffle_buffer_size=self._buffer_rows, local_shuffle_seed=self._seed + number,
+        )  # fmt: skip
+        for batch in itertools.islice(streamed, self._count // batch_size):
+            yield tuple(batch[name] for name in self._columns)
