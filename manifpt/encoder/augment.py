@@ -10,7 +10,6 @@ mirrors, and every pixel of a view is a pixel of its image.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -18,8 +17,8 @@ from manifpt.errors import ConfigError
 
 __all__ = ["POLICIES", "Policy", "make_policy"]
 
-# uint8 [B, 3, S, S] on any device, and a seed -> float [B, 3, s, s] in [0, 1], other for each image.
-Policy = Callable[[torch.Tensor, int], torch.Tensor]
+# uint8 [B, 3, S, S] on any device, and a seed -> two views, float [B, 3, s, s] in [0, 1], other for each image.
+Policy = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 
 POLICIES = ("fingerprint", "standard")
 _CROPPED = 1 / 8  # of a side
@@ -39,10 +38,14 @@ def make_policy(name: str, size_px: int) -> Policy:
     return _moved if name == "fingerprint" else _standard(size_px)
 
 
-def _moved(images_bchw: torch.Tensor, seed: int) -> torch.Tensor:
-    """A crop of 7/8 of the side, at a place of its own for each image, and half of them mirrored."""
-    batch, _, height_px, width_px = images_bchw.shape
+def _moved(images_bchw: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops of 7/8 of the side, each at a place of its own, and half of them mirrored."""
     generator = torch.Generator().manual_seed(seed)
+    return _moved_once(images_bchw, generator), _moved_once(images_bchw, generator)
+
+
+def _moved_once(images_bchw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    batch, _, height_px, width_px = images_bchw.shape
     crops = []
     for size_px in (height_px, width_px):
         kept_px = size_px - max(1, round(size_px * _CROPPED))
@@ -57,28 +60,34 @@ def _moved(images_bchw: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def _standard(size_px: int) -> Policy:
-    """That of Barlow Twins (Zbontar et al. 2021, appendix A; facebookresearch/barlowtwins), its two branches made one:
-    blur and solarisation with half of their summed probabilities each. Kornia draws from torch's global generator."""
+    """That of Barlow Twins (Zbontar et al. 2021, appendix A; facebookresearch/barlowtwins), other for the two views.
+
+    Kornia draws from torch's global generator, which is left as it was.
+    """
     try:
         import kornia.augmentation as kornia
     except ImportError as error:
         raise ConfigError("The standard policy needs the package kornia: pip install 'manifpt[pretrain]'.") from error
-    steps: list[Any] = [
-        kornia.RandomResizedCrop((size_px, size_px), scale=(0.08, 1.0), resample="bicubic"),
-        kornia.RandomHorizontalFlip(),
-        kornia.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
-        kornia.RandomGrayscale(p=0.2),
-    ]
-    if size_px >= _BLURRED_FROM_PX:
-        kernel_px = 2 * (size_px // 20) + 1
-        steps.append(kornia.RandomGaussianBlur((kernel_px, kernel_px), (0.1, 2.0), p=0.55))
-    steps.append(kornia.RandomSolarize(thresholds=0.0, additions=0.0, p=0.1))
-    augment = torch.nn.Sequential(*steps)
 
-    def policy(images_bchw: torch.Tensor, seed: int) -> torch.Tensor:
+    def steps(blurred: float, solarized: float) -> torch.nn.Sequential:
+        kernel_px = 2 * (size_px // 20) + 1
+        blur = kornia.RandomGaussianBlur((kernel_px, kernel_px), (0.1, 2.0), p=blurred)
+        return torch.nn.Sequential(
+            kornia.RandomResizedCrop((size_px, size_px), scale=(0.08, 1.0), resample="bicubic"),
+            kornia.RandomHorizontalFlip(),
+            torch.nn.Hardtanh(0, 1),  # bicubic weights overshoot
+            kornia.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
+            kornia.RandomGrayscale(p=0.2),
+            *([blur] if size_px >= _BLURRED_FROM_PX else []),
+            kornia.RandomSolarize(thresholds=0.0, additions=0.0, p=solarized),
+        )
+
+    one, other = steps(blurred=1.0, solarized=0.0), steps(blurred=0.1, solarized=0.2)
+
+    def policy(images_bchw: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            found: torch.Tensor = augment(images_bchw.float() / 255).clamp(0, 1)
-        return found
+            pixels_bchw = images_bchw.float() / 255
+            return one(pixels_bchw).clamp(0, 1), other(pixels_bchw).clamp(0, 1)
 
     return policy

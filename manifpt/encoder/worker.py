@@ -187,11 +187,8 @@ class _Training:
         for step, (views_bchw, _) in enumerate(self._rows.epoch(epoch, self._size)):
             images_bchw = torch.from_numpy(np.array(views_bchw)).to(self._worker.device, non_blocking=True)
             sequence = np.random.SeedSequence([self._job.seed, self._worker.rank, epoch, step])
-            one, other = (
-                _standardized(self._policy(images_bchw, int(seed)), self._job.pixels)
-                for seed in sequence.generate_state(2)
-            )
-            yield one, other
+            one_bchw, other_bchw = self._policy(images_bchw, int(sequence.generate_state(1)[0]))
+            yield _standardized(one_bchw, self._job.pixels), _standardized(other_bchw, self._job.pixels)
 
 
 def _optimizer(network: nn.Module) -> torch.optim.Optimizer:

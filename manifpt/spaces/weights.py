@@ -119,7 +119,8 @@ def load_state(spec: SpaceSpec) -> dict[str, torch.Tensor]:
 
         return load(data)
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    tensors = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else {}
+    whole: dict[str, Any] = state if isinstance(state, dict) else {}
+    tensors = next((whole[name] for name in ("state_dict", "model") if isinstance(whole.get(name), dict)), whole)
     named = {str(k).removeprefix("module."): value for k, value in tensors.items() if isinstance(value, torch.Tensor)}
     backbone = {k.removeprefix("backbone."): value for k, value in named.items() if k.startswith("backbone.")}
     return backbone or named

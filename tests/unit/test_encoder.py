@@ -145,15 +145,13 @@ def test_the_fingerprint_policy_only_moves_and_mirrors(size_px: int, seed: int) 
     images = torch.randint(
         0, 256, (3, 3, size_px, size_px), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    found = (make_policy("fingerprint", size_px)(images, seed) * 255).round().to(torch.uint8)
-    kept_px = found.shape[2]
-    assert kept_px == size_px - max(1, round(size_px / 8)) and found.shape == (3, 3, kept_px, kept_px)
-    for image, view in zip(images, found, strict=True):
-        whole = [
-            image.unfold(1, kept_px, 1).unfold(2, kept_px, 1),
-            image.flip(2).unfold(1, kept_px, 1).unfold(2, kept_px, 1),
-        ]
-        assert any((crops == view[:, None, None]).all(-1).all(-1).all(0).any() for crops in whole)
+    for view_bchw in make_policy("fingerprint", size_px)(images, seed):
+        found = (view_bchw * 255).round().to(torch.uint8)
+        kept_px = found.shape[2]
+        assert kept_px == size_px - max(1, round(size_px / 8)) and found.shape == (3, 3, kept_px, kept_px)
+        for image, view in zip(images, found, strict=True):
+            whole = [way.unfold(1, kept_px, 1).unfold(2, kept_px, 1) for way in (image, image.flip(2))]
+            assert any((crops == view[:, None, None]).all(-1).all(-1).all(0).any() for crops in whole)
 
 
 @pytest.mark.parametrize("policy", ["fingerprint", "standard"])
@@ -163,9 +161,11 @@ def test_views_follow_from_the_seed_and_differ_between_images(policy: str) -> No
     before = torch.random.get_rng_state()
     first, again, other = make(images, 1), make(images, 1), make(images, 2)
     assert (torch.random.get_rng_state() == before).all()
-    assert first.dtype == torch.float32 and float(first.min()) >= 0 and float(first.max()) <= 1
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    assert len({view.numpy().tobytes() for view in first}) > 8
+    for n, view_bchw in enumerate(first):
+        assert view_bchw.dtype == torch.float32 and float(view_bchw.min()) >= 0 and float(view_bchw.max()) <= 1
+        assert torch.equal(view_bchw, again[n]) and not torch.equal(view_bchw, other[n])
+        assert len({view.numpy().tobytes() for view in view_bchw}) > 8
+    assert not torch.equal(*first)
 
 
 # --- networks ---
@@ -179,6 +179,13 @@ def test_the_small_stem_keeps_names_and_sees_every_pixel(backbone: str) -> None:
     assert small.conv1(x).shape[2:] == (32, 32)  # type: ignore[operator]
     features = small.eval()(x)
     assert features.shape == (1, {"resnet18": 512, "resnet50": 2048}[backbone])
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_every_block_begins_as_the_identity(backbone: str) -> None:
+    state = TwinNetwork(backbone, 32).backbone.state_dict()
+    zeros = {name for name, value in state.items() if name.endswith("weight") and not value.any()}
+    assert len(zeros) == {"resnet18": 8, "resnet50": 16}[backbone]
 
 
 def test_an_unknown_small_network_is_refused() -> None:
