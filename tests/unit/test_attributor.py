@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +37,7 @@ from manifpt.reader import ArtifactReader
 from manifpt.report.text import say_attributor
 from manifpt.storage import store_of
 from tests.helpers.runs import SHAPE, artifacts_of, make_run, rewritten, rows_of
+from tests.helpers.workers import LoneWorker
 
 SOURCES = {"gan": 40, "vae": 30, "real": 30}
 ALL = Choice(labels={})
@@ -396,45 +396,29 @@ def test_what_could_not_be_measured_is_a_dash_or_left_out() -> None:
 # --- a worker, without Ray ---
 
 
-class Alone:
-    """What `worker.train` asks of `distributed.Worker`, in one process; of the other workers it hears nothing."""
+class Alone(LoneWorker):
+    """Of the other workers it hears nothing but that they hold as much as it does."""
 
-    device = "cpu"
+    def __init__(
+        self,
+        run: str,
+        examples: Examples,
+        folder: Path,
+        others_keep: bool = True,
+        reversed: bool = False,
+        **settings: Any,
+    ) -> None:
+        super().__init__(folder, **settings)
+        self._run, self._examples, self._others_keep, self._reversed = run, examples, others_keep, reversed
 
-    def __init__(self, run: str, examples: Examples, folder: Path, **settings: Any) -> None:
-        self.rank, self.count = settings.get("rank", 0), settings.get("count", 1)
-        self.memory_bytes = settings.get("memory_bytes", 1 << 30)
-        self.others_keep, self.stop_after = settings.get("others_keep", True), settings.get("stop_after")
-        self.reversed, self.streamed, self.folder = settings.get("reversed", False), 0, folder
-        self._run, self._examples = run, examples
-
-    def stream(self) -> Alone:
-        return self
-
-    def iter_batches(self, batch_size: int, batch_format: str, drop_last: bool = False, **shuffle: Any) -> Any:
-        self.streamed += 1
+    def columns(self) -> dict[str, np.ndarray]:
         reader, parts = ArtifactReader(self._run, "rgb"), self._examples.parts(TRAIN)
         blocks = [(to_numpy(reader.read(p.shard, p.place_n)["artifact"]), p.label_n, p.row_n) for p in parts]
-        columns = [np.concatenate(values) for values in zip(*(blocks[::-1] if self.reversed else blocks), strict=True)]
-        own = [values[self.rank :: self.count][: len(values) // self.count] for values in columns]
-        for start in range(0, len(own[0]) - (batch_size - 1 if drop_last else 0), batch_size):
-            yield {n: v[start : start + batch_size] for n, v in zip(("artifact", "label", "row"), own, strict=True)}
-
-    def parallel(self, network: torch.nn.Module) -> torch.nn.Module:
-        return network
+        found = zip(*(blocks[::-1] if self._reversed else blocks), strict=True)
+        return {name: np.concatenate(values) for name, values in zip(("artifact", "label", "row"), found, strict=True)}
 
     def summed(self, sums: np.ndarray) -> np.ndarray:
-        return sums * self.count if sums.shape != (1,) or self.others_keep else sums
-
-    def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
-        self.folder.mkdir(exist_ok=True)
-        save(self.folder)
-        if metrics["epoch"] == self.stop_after:
-            raise InterruptedError
-
-    @contextlib.contextmanager
-    def newest_checkpoint(self) -> Iterator[Path | None]:
-        yield self.folder if self.folder.exists() else None
+        return sums * self.count if sums.shape != (1,) or self._others_keep else sums
 
 
 def job_of(run: str, examples: Examples, output: Path) -> Job:

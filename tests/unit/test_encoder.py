@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +33,7 @@ from manifpt.spaces import SpaceSpec, make_space, spec_of
 from manifpt.spaces.architectures import make_architecture
 from manifpt.stages import decode_rows
 from tests.helpers.images import encoded, picture
+from tests.helpers.workers import LoneWorker
 
 SIZE_PX = 16
 PIXELS = SpaceSpec(name="rgb", kind="rgb", size_px=SIZE_PX, height_px=SIZE_PX, width_px=SIZE_PX)
@@ -226,43 +225,17 @@ def manifest(tmp_path: Path) -> str:
     return str(tmp_path / "m.parquet")
 
 
-class Alone:
-    """A worker without Ray, whose images come from a plan."""
+class Alone(LoneWorker):
+    """Its images come from a plan."""
 
-    rank, count, device, memory_bytes = 0, 1, "cpu", 1 << 30
-
-    def __init__(self, manifest: str, folder: Path, stop_after: int | None = None, memory_bytes: int = 1 << 30) -> None:
+    def __init__(self, manifest: str, folder: Path, **settings: Any) -> None:
+        super().__init__(folder, **settings)
         self.plan, _ = plan_reference(ReferenceConfig(manifest=manifest, output="o", spaces=("rgb",), shard_rows=10))
-        self.folder, self.stop_after, self.memory_bytes = folder, stop_after, memory_bytes
 
-    def stream(self) -> Alone:
-        return self
-
-    def iter_batches(self, batch_size: int, batch_format: str, drop_last: bool = False, **shuffle: Any) -> Any:
+    def columns(self) -> dict[str, np.ndarray]:
         key = f"view:{self.plan.spaces[0].view.key}"
         views = np.concatenate([decode_rows(self.plan, shard)[key] for shard in range(self.plan.shards)])
-        for start in range(0, len(views) - (batch_size - 1 if drop_last else 0), batch_size):
-            block = views[start : start + batch_size]
-            yield {"view": block, "row": start + np.arange(len(block))}
-
-    def parallel(self, network: nn.Module) -> nn.Module:
-        return network
-
-    def summed(self, sums: np.ndarray) -> np.ndarray:
-        return sums
-
-    def total(self, value: torch.Tensor) -> torch.Tensor:
-        return value
-
-    def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
-        self.folder.mkdir(exist_ok=True)
-        save(self.folder)
-        if metrics["epoch"] == self.stop_after:
-            raise InterruptedError
-
-    @contextlib.contextmanager
-    def newest_checkpoint(self) -> Iterator[Path | None]:
-        yield self.folder if self.folder.exists() else None
+        return {"view": views, "row": np.arange(len(views))}
 
 
 def tiny(backbone: str, size_px: int) -> nn.Module:
