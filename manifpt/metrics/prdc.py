@@ -4,11 +4,11 @@ Legend: N reals, M generated images, or those of one block; F features; k neighb
 
 A set's manifold is estimated by balls: around each member, as far as its k-th nearest other member.
 
-The paper relates its fingerprint to precision; its exact wording isn't known to us. What is shown here is our derivation:
-with the nearest real as projection, F_G = {0} if and only if every generated image is one of the reals, the estimate of
-the manifold. Each then lies in that real's ball, so precision is 1. Recall may be as low as it likes: a generator that
-copies one real has F_G = {0} too. And precision of 1 doesn't make a fingerprint zero, since balls have an inside; only in
-the limit of many reals, where they shrink to the support, do both say the same.
+The paper relates its fingerprint to precision; its exact wording isn't known to us. What follows is our derivation:
+with the nearest real as projection, F_G = {0} if and only if every generated image is one of the reals, the estimate
+of the manifold. Each then lies in that real's ball, so precision is 1. Recall may be as low as it likes: a generator
+that copies one real has F_G = {0} too. And precision of 1 doesn't make a fingerprint zero, since balls have an
+inside; only in the limit of many reals, where they shrink to the support, do both say the same.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Balls:
         for name, squared_n in zip(("real", "generated"), radii, strict=True):
             if not len(squared_n) or not np.isfinite(squared_n).all():
                 raise ConfigError(
-                    f"{len(squared_n)} {name} images have no balls of {k} neighbours; add images or lower the neighbours."
+                    f"{len(squared_n)} {name} images have no balls of {k} neighbours; add images or lower k."
                 )
         count, others = len(radii[0]), len(radii[1])
         return cls(*radii, np.zeros(others, np.int64), np.zeros(count, bool), np.zeros(count, bool), k)
