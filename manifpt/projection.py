@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from manifpt.search import Choice, Found, Rows, make_search
+from manifpt.search.vectors import nearer
 
 __all__ = ["NearestProjector", "Projection", "Projector", "Rows", "nearer_of", "norms", "projection_of",
            "projection_without_sample"]  # fmt: skip
@@ -151,12 +152,6 @@ def projection_of(query_bd: np.ndarray, found: Found, near_bd: np.ndarray) -> Pr
 
 def nearer_of(one: Found, one_codes: np.ndarray, other: Found, other_codes: np.ndarray) -> tuple[Found, np.ndarray]:
     """The nearest of two parts of a reference, and the code of each query's nearest, [B, ...]."""
-    row_b4 = np.hstack([one.row_bk, other.row_bk])
-    squared_b4 = np.hstack([one.squared_bk, other.squared_bk])
-    key_b4 = np.where(row_b4 < 0, np.iinfo(np.int64).max, row_b4)  # what isn't there comes last
-    order_b4 = np.lexsort((key_b4, squared_b4), axis=1)
-    k = one.row_bk.shape[1]
-    first_b = order_b4[:, 0]
-    found = Found(np.take_along_axis(row_b4, order_b4[:, :k], 1), np.take_along_axis(squared_b4, order_b4[:, :k], 1))
-    is_other_b = (first_b >= k).reshape(-1, *[1] * (one_codes.ndim - 1))
+    found, place_bk = nearer(one, other)
+    is_other_b = (place_bk[:, 0] >= place_bk.shape[1]).reshape(-1, *[1] * (one_codes.ndim - 1))
     return found, np.where(is_other_b, other_codes, one_codes)

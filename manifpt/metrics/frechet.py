@@ -1,9 +1,9 @@
 """The Frechet distance of two sets of features, and the ratio of it between and within sources.
 
-Legend: B images, N M of one set, F features, K rows of a root; K <= F.
+Legend: B images, M sets, S sets of all, F features, K rows of a root; K <= F.
 
-A covariance S is held as a *root* R [K, F] with S = R^T R: a set's centred rows over sqrt(N - 1), or where N > F the
-triangle of their QR decomposition. For two roots A and B and C = A B^T,
+A covariance S is held as a root R [K, F] with S = R^T R; see `manifpt.metrics.moments`. For two roots A and B and
+C = A B^T,
 
     Tr((S1 S2)^(1/2)) = the sum of C's singular values.
 
@@ -15,40 +15,25 @@ zero eigenvalue, which costs other forms half of float64's digits on covariances
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg
 
 from manifpt.errors import ConfigError
+from manifpt.metrics.moments import Moments, moments_of
 
 __all__ = [
     "FdRatio",
-    "Moments",
     "fd_ratio",
     "fd_ratio_or_none",
     "frechet_distance",
-    "moments_of",
-    "moments_of_covariance",
+    "frechet_distances",
 ]
 
-_NOT_SEMIDEFINITE = 1e-6  # of the largest eigenvalue; rounding leaves 1e-12 or so
 _BLOCK_NUMBERS = 1 << 23  # of stacked roots: 64 MiB
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """A Gaussian.
-
-    Attributes:
-        mean_f: float64 [F].
-        root_kf: float64 [K, F]; the covariance is root^T root.
-    """
-
-    mean_f: np.ndarray
-    root_kf: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,54 +55,6 @@ class FdRatio:
     features: int
 
 
-def moments_of(features_nf: np.ndarray) -> Moments:
-    """Mean and unbiased covariance of a set.
-
-    Args:
-        features_nf: float [N, F], N at least 2.
-
-    Raises:
-        ConfigError: fewer rows, or numbers that are not finite.
-    """
-    if len(features_nf) < 2:
-        raise ConfigError(f"A covariance needs two images or more, and there are {len(features_nf)}; add images.")
-    rows_nf = np.asarray(features_nf, np.float64)
-    if not np.isfinite(rows_nf).all():
-        raise ConfigError("A feature is no finite number: the network that made it is broken; train it again.")
-    # From the first row on: what is constant is then centred to zero exactly, and large offsets cost no digits.
-    from_first_nf = rows_nf - rows_nf[0]
-    shift_f = from_first_nf.mean(axis=0)
-    centred_nf = (from_first_nf - shift_f) / math.sqrt(len(rows_nf) - 1)
-    root_kf: np.ndarray = centred_nf
-    if len(centred_nf) > centred_nf.shape[1]:
-        (root_kf,) = linalg.qr(centred_nf, mode="r", overwrite_a=True, check_finite=False)
-        root_kf = root_kf[: root_kf.shape[1]]
-    return Moments(rows_nf[0] + shift_f, root_kf)
-
-
-def moments_of_covariance(mean_f: np.ndarray, covariance_ff: np.ndarray) -> Moments:
-    """The Gaussian of a mean and a covariance that were computed elsewhere.
-
-    The root comes from an eigendecomposition. Where the covariance lacks rank, rounding in its zero eigenvalues makes
-    distances wrong by up to 1e-6 of its trace or so; `moments_of` doesn't have this.
-
-    Args:
-        mean_f: float [F].
-        covariance_ff: float [F, F], symmetric and positive semidefinite.
-
-    Raises:
-        ConfigError: it is no covariance.
-    """
-    covariance_ff = np.asarray(covariance_ff, np.float64)
-    mean_f = np.asarray(mean_f, np.float64)
-    if covariance_ff.shape != (len(mean_f), len(mean_f)) or not np.allclose(covariance_ff, covariance_ff.T):
-        raise ConfigError(f"A covariance of shape {covariance_ff.shape} is not symmetric, of the size of its mean.")
-    value_f, vector_ff = np.linalg.eigh(covariance_ff)
-    if value_f[0] < -_NOT_SEMIDEFINITE * max(value_f[-1], 0):
-        raise ConfigError(f"A covariance has the negative eigenvalue {value_f[0]:.3g}; compute it in float64.")
-    return Moments(mean_f, np.sqrt(np.maximum(value_f, 0))[:, None] * vector_ff.T)
-
-
 def frechet_distance(one: Moments, other: Moments) -> float:
     """|m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)): a squared distance, in the square of the features' unit.
 
@@ -128,6 +65,20 @@ def frechet_distance(one: Moments, other: Moments) -> float:
         one, other: of the same F.
     """
     return float(_distances(one, [other])[0])
+
+
+def frechet_distances(moments: Sequence[Moments]) -> np.ndarray:
+    """Between all sets, such as the fingerprints of S generators: float64 [S, S], symmetric, 0 on the diagonal.
+
+    Its bias grows as sets get smaller (see `fd_ratio`); distances of sets of one size can be compared with each other.
+
+    Args:
+        moments: S of them, of the same F.
+    """
+    distance_ss = np.zeros((len(moments), len(moments)))
+    for (one, of_one), (other, of_other) in itertools.combinations(enumerate(moments), 2):
+        distance_ss[one, other] = distance_ss[other, one] = frechet_distance(of_one, of_other)
+    return distance_ss
 
 
 def _distances(one: Moments, others: Sequence[Moments]) -> np.ndarray:

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["LARGE", "Found", "Rows", "Vectors", "nearest_of_pairs", "pairwise"]
+__all__ = [
+    "LARGE",
+    "Found",
+    "Rows",
+    "Vectors",
+    "first_of_pairs",
+    "nearer",
+    "nearest_of_pairs",
+    "pairwise",
+]
 
 Rows = np.ndarray | slice
 
@@ -146,15 +155,35 @@ def nearest_of_pairs(vectors: Vectors, query_bd: np.ndarray, pair_b: np.ndarray,
     lower_p, upper_p = vectors.bounds(vectors.pair_distances(query_bd, pair_b, row_p))
     kept = np.flatnonzero(lower_p <= kth_smallest(pair_b, upper_p, len(query_bd), k)[pair_b])
     pair_b, row_p = pair_b[kept], row_p[kept]
-    squared_p = vectors.exact_pair_distances(query_bd, pair_b, row_p)
+    return first_of_pairs(pair_b, row_p, vectors.exact_pair_distances(query_bd, pair_b, row_p), len(query_bd), k)
+
+
+def first_of_pairs(pair_b: np.ndarray, row_p: np.ndarray, squared_p: np.ndarray, queries: int, k: int) -> Found:
+    """The k nearest of each query among its pairs.
+
+    Args:
+        pair_b, row_p: int64 [P], each pair once.
+        squared_p: float64 [P], exact.
+        queries: B.
+        k: how many.
+    """
     order = np.lexsort((row_p, squared_p, pair_b))
     rank_p = _rank_in_group(pair_b[order])
     first = rank_p < k
-    found = Found(np.full((len(query_bd), k), -1, np.int64), np.full((len(query_bd), k), np.inf))
+    found = Found(np.full((queries, k), -1, np.int64), np.full((queries, k), np.inf))
     where = pair_b[order][first], rank_p[first]
     found.row_bk[where] = row_p[order][first]
     found.squared_bk[where] = squared_p[order][first]
     return found
+
+
+def nearer(one: Found, other: Found) -> tuple[Found, np.ndarray]:
+    """The k nearest of two parts, and each one's place in both parts side by side: int64 [B, k]."""
+    row_b2 = np.hstack([one.row_bk, other.row_bk])
+    squared_b2 = np.hstack([one.squared_bk, other.squared_bk])
+    key_b2 = np.where(row_b2 < 0, np.iinfo(np.int64).max, row_b2)  # what isn't there comes last
+    place_bk = np.lexsort((key_b2, squared_b2), axis=1)[:, : one.row_bk.shape[1]]
+    return Found(np.take_along_axis(row_b2, place_bk, 1), np.take_along_axis(squared_b2, place_bk, 1)), place_bk
 
 
 def kth_smallest(pair_b: np.ndarray, value_p: np.ndarray, queries: int, k: int) -> np.ndarray:

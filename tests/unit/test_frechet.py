@@ -7,12 +7,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
 from manifpt.errors import ConfigError
-from manifpt.metrics.frechet import fd_ratio, frechet_distance, moments_of, moments_of_covariance
+from manifpt.metrics.frechet import fd_ratio, frechet_distance, frechet_distances
+from manifpt.metrics.moments import Scatter, moments_of, moments_of_covariance
+from tests.helpers.shardings import sharding
 
 
 def features(rng: np.random.Generator, count: int, dim: int) -> np.ndarray:
@@ -83,6 +87,51 @@ def test_properties_of_a_distance(seed: int, count: int, other_count: int, dim: 
     assert frechet_distance(*moved) == pytest.approx(distance, abs=1e-10 * scale)
     order_n = rng.permutation(count)
     assert frechet_distance(moments_of(one_nf[order_n]), other) == pytest.approx(distance, abs=1e-12 * scale)
+
+
+@pytest.mark.parametrize(("count", "other_count", "dim"), [(60, 80, 2), (300, 250, 32), (900, 700, 128)])
+def test_the_distance_is_that_of_torch_fidelity(count: int, other_count: int, dim: int) -> None:
+    rng = np.random.default_rng(count)
+    one_nf, other_nf = features(rng, count, dim), features(rng, other_count, dim)
+    theirs = [fid_features_to_statistics(torch.from_numpy(rows)) for rows in (one_nf, other_nf)]
+    expected = fid_statistics_to_metric(*theirs, verbose=False)[KEY_METRIC_FID]
+    assert frechet_distance(moments_of(one_nf), moments_of(other_nf)) == pytest.approx(expected, rel=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(2, 40),
+    dim=st.integers(1, 24),
+    offset=st.sampled_from([0.0, 1e3, 1e8]),
+)
+def test_any_sharding_gives_the_moments_of_everything_at_once(seed: int, count: int, dim: int, offset: float) -> None:
+    rng = np.random.default_rng(seed)
+    rows_nf = features(rng, count, dim) + offset
+    merged = Scatter.of(dim)
+    for shard in sharding(rng, count):
+        state = Scatter.of(dim)
+        for block in sharding(rng, len(shard)):
+            state = state.add(rows_nf[shard[block]])
+        merged = state.merged(merged)
+    found = merged.moments()
+    assert merged.count == count
+    assert len(found.root_kf) <= dim
+    np.testing.assert_allclose(found.mean_f, rows_nf.mean(axis=0), rtol=1e-12, atol=1e-13)
+    covariance_ff = np.atleast_2d(np.cov(rows_nf - offset, rowvar=False))
+    largest, unit = np.abs(covariance_ff).max(), offset * 2.0**-50  # shards' means are float64 numbers, and so rounded
+    tolerance = 1e-12 * largest + unit * (largest**0.5 + unit)
+    np.testing.assert_allclose(found.root_kf.T @ found.root_kf, covariance_ff, rtol=0, atol=tolerance)
+
+
+def test_distances_between_all_sets_are_those_of_each_two() -> None:
+    rng = np.random.default_rng(4)
+    moments = [moments_of(features(rng, count, 5)) for count in (3, 40, 4)]
+    found_ss = frechet_distances(moments)
+    for one, other in itertools.product(range(3), repeat=2):
+        expected = frechet_distance(moments[one], moments[other]) if one != other else 0
+        assert found_ss[one, other] == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_array_equal(found_ss, found_ss.T)
 
 
 @pytest.mark.parametrize(("counts", "dim"), [((40, 60, 51), 6), ((12, 9, 30, 8), 40)])
