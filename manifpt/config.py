@@ -147,6 +147,8 @@ class EncoderConfig:
     """Images a step, over all workers."""
     label_column: str | None = None
     """Kept column with a class, for a nearest-neighbour probe after each epoch. Training never sees it."""
+    max_rejected: str = ""
+    """As many images, or as many percent (5%), may be rejected. Default: 1%, but at least 10 images."""
     seed: int = 0
     """Of weights, order and views."""
     workers: int | None = None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from manifpt.config import EncoderConfig, ReferenceConfig
+from manifpt.config import EncoderConfig, ReferenceConfig, rejection_budget
 from manifpt.encoder.card import encoder_card
 from manifpt.encoder.network import architecture_of
 from manifpt.encoder.worker import Job, Probe, pretrain
@@ -77,7 +77,8 @@ def pretrain_encoder(config: EncoderConfig) -> dict[str, Any]:
           epochs=config.epochs, workers=shares.workers, output=output)  # fmt: skip
     job = Job(
         output=output, backbone=config.backbone, policy=config.policy, epochs=config.epochs,
-        batch_size=config.batch_size, seed=config.seed, pixels=pixels, size_px=size_px, images=plan.rows, probe=probe,
+        batch_size=config.batch_size, seed=config.seed, pixels=pixels, size_px=size_px, images=plan.rows,
+        most_rejected=rejection_budget(config.max_rejected, plan.rows), probe=probe,
     )  # fmt: skip
     with followed(join(output, "metrics.jsonl"), _tell):
         run_workers(
@@ -133,10 +134,15 @@ def _publish(output: str, facts: Mapping[str, Any], seconds: float) -> dict[str,
     accuracies = [line["knn_accuracy"] for line in passes if line["knn_accuracy"] is not None]
     weights = store.read(join(output, "model.safetensors"))
     document = {
-        **facts, "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "images_an_epoch": passes[-1]["images"], "loss": [line["loss"] for line in passes[1:]],
-        "knn_accuracy": accuracies, "seconds": round(seconds, 1), "versions": library_versions(),
-    }  # fmt: skip
+        **facts,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "images": passes[0]["images"],
+        "images_an_epoch": passes[-1]["images"],
+        "loss": [line["loss"] for line in passes[1:]],
+        "knn_accuracy": accuracies,
+        "seconds": round(seconds, 1),
+        "versions": library_versions(),
+    }
     store.write(join(output, "README.md"), encoder_card(document).encode())
     store.write(join(output, "config.json"), json.dumps(document, indent=2).encode())
     return document

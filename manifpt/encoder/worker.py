@@ -65,6 +65,7 @@ class Job:
         pixels: whose view the encoder sees.
         size_px: its side.
         images: of the manifest.
+        most_rejected: of them may be damaged or too small.
         probe: if there are labels.
     """
 
@@ -77,6 +78,7 @@ class Job:
     pixels: SpaceSpec
     size_px: int
     images: int
+    most_rejected: int
     probe: Probe | None
 
 
@@ -87,7 +89,7 @@ class Pass:
     Attributes:
         epoch: from 1; 0 before training.
         loss: the mean of its steps.
-        images: seen in it, over all workers.
+        images: seen in it, over all workers; of epoch 0, those that can be used.
         knn_accuracy: of the probe, if there is one.
     """
 
@@ -108,7 +110,9 @@ def pretrain(worker: Worker, job: Job) -> None:
     with worker.newest_checkpoint() as folder:
         state = None if folder is None else load_state(folder, Pass)
     if state is None:
-        history = [Pass(0, None, 0, 0.0, 0.0, 0.0, 0.0, probe.accuracy(training.network) if probe else None)]
+        history = [
+            Pass(0, None, training.images, 0.0, 0.0, 0.0, 0.0, probe.accuracy(training.network) if probe else None)
+        ]
     else:
         training.network.load_state_dict(state.network)
         training.optimizer.load_state_dict(state.optimizer)
@@ -152,13 +156,9 @@ class _Training:
         self._size = job.batch_size // worker.count
         count = job.images // worker.count
         self._rows = StreamedRows(worker, ("view",), 3 * job.size_px**2, count, job.seed)
-        kept = self._rows.kept
-        if kept is not None and kept < self._size:
-            raise ConfigError(
-                f"{kept * worker.count} of {job.images} images can be used, fewer than a batch of {job.batch_size}: "
-                f"they are damaged, or not of {job.size_px} px. Correct --size-px, or choose a smaller --batch-size."
-            )
-        self.steps = (count if kept is None else kept) // self._size
+        kept = count if self._rows.kept is None else self._rows.kept
+        self.images, self.steps = kept * worker.count, kept // self._size
+        self._check(self.images)
         self._policy = make_policy(job.policy, job.size_px)
 
     def epoch(self, number: int, told: _Told) -> tuple[float, int]:
@@ -177,10 +177,22 @@ class _Training:
             self.optimizer.step()
             losses.append(loss.detach())
             told.step(number, step + 1, losses)
+        if len(losses) < self.steps:  # of a share that is too large to be counted before
+            self._check((len(losses) + 1) * self._size * self._worker.count)
         mean = float(torch.stack(losses).mean()) if losses else math.nan
         if not math.isfinite(mean):
             raise ConfigError(f"The loss is {mean} in epoch {number}; choose a larger --batch-size.")
         return mean, len(losses) * self._size * self._worker.count
+
+    def _check(self, images: int) -> None:
+        """Whether so many are enough. Equal shares leave out as many as there are workers, but for one."""
+        rejected = self._job.images - images - (self._worker.count - 1)
+        if rejected > self._job.most_rejected or images < self._job.batch_size:
+            raise ConfigError(
+                f"{images} of {self._job.images} images can be used: the others are damaged, or not of "
+                f"{self._job.size_px} px. Correct them or --size-px, or allow it: --max-rejected, and a --batch-size "
+                f"of {images} or less."
+            )
 
     def _pairs(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Two views of each image of each batch, standardised; the same after a resume."""

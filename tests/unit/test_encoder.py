@@ -102,6 +102,18 @@ def step_of(rank: int, count: int, images: torch.Tensor) -> dict[str, torch.Tens
     return found | {name: b for name, b in network.named_buffers() if "running" in name} | {"loss": loss.detach()}
 
 
+def summed_twice(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/sums", rank=rank, world_size=2)
+    own = np.array([1.0 + rank])
+    assert Worker(rank, 2, "cpu", 0).summed(own) == [3.0]
+    assert own == [1.0 + rank], "what a worker sums up stays its own"
+    torch.distributed.destroy_process_group()
+
+
+def test_a_sum_over_workers_leaves_what_was_summed(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(summed_twice, (str(tmp_path),), 2)  # type: ignore[no-untyped-call]
+
+
 def as_worker(rank: int, count: int, folder: str, images: torch.Tensor) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
@@ -247,7 +259,7 @@ def trained(manifest: str, output: Path, monkeypatch: pytest.MonkeyPatch, **sett
     records = Manifest(manifest).read(0, 48).to_pylist()
     probe = Probe(records, np.array([record["class"] == "b" for record in records], np.int64), 40)
     job = Job(output=str(output), backbone="resnet18", policy="fingerprint", epochs=3, batch_size=8, seed=0,
-              pixels=PIXELS, size_px=SIZE_PX, images=48, probe=probe)  # fmt: skip
+              pixels=PIXELS, size_px=SIZE_PX, images=48, most_rejected=1, probe=probe)  # fmt: skip
     worker = Alone(manifest, output.parent / f"{output.name}-checkpoint", **settings)
     pretrain(cast(Worker, worker), job)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -296,11 +308,15 @@ def test_the_space_computes_what_the_trained_backbone_does(tmp_path: Path, manif
         "mean": list(PIXELS.mean), "std": list(PIXELS.std), "policy": "fingerprint", "epochs": 1, "batch_size": 8,
         "seed": 0, "manifest_digest": "m" * 64, "label_column": None,
     }  # fmt: skip
-    lines = [{"epoch": 0, "loss": None, "images": 0, "knn_accuracy": None},
+    lines = [{"epoch": 0, "loss": None, "images": 47, "knn_accuracy": None},
              {"epoch": 1, "loss": 3.5, "images": 40, "knn_accuracy": 0.5}]  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     document = command._publish(str(folder), facts, 1.0)
-    assert document["loss"] == [3.5] and "from 3.5 in the first epoch" in (folder / "README.md").read_text()
+    assert (
+        document["loss"] == [3.5]
+        and document["images"] == 47
+        and "from 3.5 in the first epoch" in (folder / "README.md").read_text()
+    )
     plan, _ = plan_reference(
         ReferenceConfig(manifest=manifest, output="o", spaces=("selfsupervised",), encoder=str(folder))
     )
@@ -369,9 +385,24 @@ def test_images_that_are_all_too_small_are_told_in_a_sentence(
         worker.plan, spaces=(dataclasses.replace(PIXELS, size_px=32, height_px=32, width_px=32),)
     )
     job = Job(output=str(tmp_path / "out"), backbone="resnet18", policy="fingerprint", epochs=1, batch_size=8, seed=0,
-              pixels=PIXELS, size_px=32, images=48, probe=None)  # fmt: skip
-    with pytest.raises(ConfigError, match="0 of 48 images can be used, fewer than a batch of 8"):
+              pixels=PIXELS, size_px=32, images=48, most_rejected=48, probe=None)  # fmt: skip
+    with pytest.raises(ConfigError, match="0 of 48 images can be used: the others are damaged, or not of 32 px"):
         pretrain(cast(Worker, worker), job)
+
+
+def test_more_rejected_images_than_are_allowed_end_it(
+    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TwinNetwork", tiny)
+    job = Job(output=str(tmp_path / "out"), backbone="resnet18", policy="fingerprint", epochs=1, batch_size=8, seed=0,
+              pixels=PIXELS, size_px=SIZE_PX, images=48, most_rejected=0, probe=None)  # fmt: skip
+    with pytest.raises(ConfigError, match="47 of 48 images can be used.*--max-rejected"):
+        pretrain(cast(Worker, Alone(manifest, tmp_path / "checkpoint")), job)
+    # A share that isn't kept is counted as it passes.
+    monkeypatch.setattr("manifpt.streaming._BLOCK_ROWS", 8)
+    few = dataclasses.replace(job, images=80, most_rejected=8)
+    with pytest.raises(ConfigError, match="48 of 80 images can be used"):
+        pretrain(cast(Worker, Alone(manifest, tmp_path / "checkpoint", memory_bytes=1)), few)
 
 
 def test_another_encoder_in_the_same_folder_is_refused(
