@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from manifpt.errors import ConfigError
 from manifpt.metrics.frechet import fd_ratio, frechet_distance, frechet_distances
@@ -90,12 +90,17 @@ def test_properties_of_a_distance(seed: int, count: int, other_count: int, dim: 
 
 
 @pytest.mark.parametrize(("count", "other_count", "dim"), [(60, 80, 2), (300, 250, 32), (900, 700, 128)])
-def test_the_distance_is_that_of_torch_fidelity(count: int, other_count: int, dim: int) -> None:
+def test_the_distance_is_that_of_torchmetrics(count: int, other_count: int, dim: int) -> None:
     rng = np.random.default_rng(count)
     one_nf, other_nf = features(rng, count, dim), features(rng, other_count, dim)
-    theirs = [fid_features_to_statistics(torch.from_numpy(rows)) for rows in (one_nf, other_nf)]
-    expected = fid_statistics_to_metric(*theirs, verbose=False)[KEY_METRIC_FID]
-    assert frechet_distance(moments_of(one_nf), moments_of(other_nf)) == pytest.approx(expected, rel=1e-9)
+    as_they_are = torch.nn.Identity()
+    as_they_are.num_features = dim  # type: ignore[assignment]
+    theirs = FrechetInceptionDistance(as_they_are).set_dtype(torch.float64)
+    theirs.update(torch.from_numpy(one_nf), real=True)
+    theirs.update(torch.from_numpy(other_nf), real=False)
+    assert frechet_distance(moments_of(one_nf), moments_of(other_nf)) == pytest.approx(
+        float(theirs.compute()), rel=1e-9
+    )
 
 
 @settings(max_examples=60, deadline=None)
