@@ -94,7 +94,7 @@ class Balls:
         """The state with the pairs of one block of each set; each pair of blocks is added once.
 
         Args:
-            real_nf, generated_mf: float [N, F] and [M, F].
+            real_nf, generated_mf: float32 [N, F] and [M, F], as their neighbours were searched.
             row_n, row_m: int64 [N] and [M], places in `real_n` and `generated_m`.
 
         Raises:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -75,6 +76,8 @@ def tiles(one_nf: np.ndarray, other_mf: np.ndarray) -> Iterator[Tile]:
 def squared_of_pairs(one_nf: np.ndarray, row_p: np.ndarray, other_mf: np.ndarray, other_p: np.ndarray) -> np.ndarray:
     """Squared distances of some pairs, by differences in float64: the same for a pair whatever the others are.
 
+    `manifpt.search.Vectors` does that for float32 rows, which here may be float64.
+
     Args:
         one_nf, other_mf: float [N, F] and [M, F].
         row_p, other_p: int64 [P], their rows.
@@ -91,13 +94,14 @@ def squared_of_pairs(one_nf: np.ndarray, row_p: np.ndarray, other_mf: np.ndarray
     return squared_p
 
 
-def finite(features_nf: np.ndarray) -> np.ndarray:
-    """The features in float64.
+def finite(features_nf: np.ndarray, dtype: Any = np.float64) -> np.ndarray:
+    """The features in float64, or in another dtype.
 
     Raises:
         ConfigError: one is no finite number.
     """
-    rows_nf = np.asarray(features_nf, np.float64)
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused
+        rows_nf = np.ascontiguousarray(features_nf, dtype)
     if not np.isfinite(rows_nf).all():
         raise ConfigError("A feature is no finite number: the network that made it is broken; train it again.")
     return rows_nf

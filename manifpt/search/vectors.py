@@ -10,16 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = [
-    "LARGE",
-    "Found",
-    "Rows",
-    "Vectors",
-    "first_of_pairs",
-    "nearer",
-    "nearest_of_pairs",
-    "pairwise",
-]
+__all__ = ["LARGE", "Found", "Rows", "Vectors", "nearer", "nearest_of_pairs", "pairwise"]
 
 Rows = np.ndarray | slice
 
@@ -155,22 +146,11 @@ def nearest_of_pairs(vectors: Vectors, query_bd: np.ndarray, pair_b: np.ndarray,
     lower_p, upper_p = vectors.bounds(vectors.pair_distances(query_bd, pair_b, row_p))
     kept = np.flatnonzero(lower_p <= kth_smallest(pair_b, upper_p, len(query_bd), k)[pair_b])
     pair_b, row_p = pair_b[kept], row_p[kept]
-    return first_of_pairs(pair_b, row_p, vectors.exact_pair_distances(query_bd, pair_b, row_p), len(query_bd), k)
-
-
-def first_of_pairs(pair_b: np.ndarray, row_p: np.ndarray, squared_p: np.ndarray, queries: int, k: int) -> Found:
-    """The k nearest of each query among its pairs.
-
-    Args:
-        pair_b, row_p: int64 [P], each pair once.
-        squared_p: float64 [P], exact.
-        queries: B.
-        k: how many.
-    """
+    squared_p = vectors.exact_pair_distances(query_bd, pair_b, row_p)
     order = np.lexsort((row_p, squared_p, pair_b))
     rank_p = _rank_in_group(pair_b[order])
     first = rank_p < k
-    found = Found(np.full((queries, k), -1, np.int64), np.full((queries, k), np.inf))
+    found = Found(np.full((len(query_bd), k), -1, np.int64), np.full((len(query_bd), k), np.inf))
     where = pair_b[order][first], rank_p[first]
     found.row_bk[where] = row_p[order][first]
     found.squared_bk[where] = squared_p[order][first]

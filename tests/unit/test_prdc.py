@@ -33,8 +33,8 @@ def measured(real_nf: np.ndarray, generated_mf: np.ndarray, k: int) -> Prdc:
 @pytest.mark.parametrize(("dim", "shift"), [(2, 0.5), (16, 0.3), (300, 0.1)])
 def test_the_numbers_are_those_of_the_prdc_package(k: int, dim: int, shift: float) -> None:
     rng = np.random.default_rng(dim)
-    real_nf = rng.standard_normal((150, dim))
-    generated_mf = 0.8 * rng.standard_normal((110, dim)) + shift
+    real_nf = rng.standard_normal((150, dim)).astype(np.float32).astype(np.float64)
+    generated_mf = (0.8 * rng.standard_normal((110, dim)) + shift).astype(np.float32).astype(np.float64)
     found, theirs = measured(real_nf, generated_mf, k), prdc.compute_prdc(real_nf, generated_mf, k)
     for name, value in theirs.items():
         assert getattr(found, name) == pytest.approx(value, rel=1e-12)
@@ -54,7 +54,7 @@ def test_any_sharding_of_both_sets_gives_the_numbers_of_everything_at_once(
     """On a grid of points many distances are just a radius."""
     rng = np.random.default_rng(seed)
     drawn = [rng.integers(0, 4, (n, 3)) if is_grid else rng.standard_normal((n, 3)) for n in (count, other_count)]
-    real_nf, generated_mf = drawn[0] / 10, drawn[1] / 10
+    real_nf, generated_mf = ((rows / 10).astype(np.float32) for rows in drawn)
     state = before(real_nf, generated_mf, 3)
     parts = [
         state.add(real_nf[rows], rows, generated_mf[columns], columns)
@@ -77,7 +77,7 @@ def test_any_sharding_of_both_sets_gives_the_numbers_of_everything_at_once(
 def test_a_generator_that_copies_few_reals_has_precision_1_and_low_recall(offset: float) -> None:
     """Its artifacts are all 0: F_G = {0} says nothing of recall."""
     rng = np.random.default_rng(0)
-    real_nf = offset + rng.standard_normal((400, 24))
+    real_nf = (offset + rng.standard_normal((400, 24))).astype(np.float32)
     copied_mf = real_nf[rng.integers(0, 8, 200)]
     nearest = Nearest.to(copied_mf, 1).add(real_nf, np.arange(400)).found
     assert not (copied_mf - real_nf[nearest.row_bk[:, 0]]).any()
@@ -92,9 +92,9 @@ def test_a_generator_that_copies_few_reals_has_precision_1_and_low_recall(offset
 def test_the_fingerprint_is_zero_only_if_every_image_is_a_real() -> None:
     """One image beside the reals, however near, has an artifact; precision does not see it."""
     rng = np.random.default_rng(1)
-    real_nf = rng.standard_normal((60, 5))
+    real_nf = rng.standard_normal((60, 5)).astype(np.float32)
     generated_mf = real_nf[:30].copy()
-    generated_mf[7] += 1e-9
+    generated_mf[7] = np.nextafter(generated_mf[7], np.float32(9))
     squared_m = Nearest.to(generated_mf, 1).add(real_nf, np.arange(60)).found.squared_bk[:, 0]
     np.testing.assert_array_equal(np.flatnonzero(squared_m), [7])
     assert measured(real_nf, generated_mf, 3).precision == 1

@@ -36,6 +36,7 @@ def exact(one_nf: np.ndarray, other_mf: np.ndarray) -> float:
 def test_the_bound_holds_in_one_dimension(seed: int, count: int, other_count: int) -> None:
     rng = np.random.default_rng(seed)
     generated_m, real_n = rng.normal(rng.normal(), 1, count), rng.normal(0, rng.gamma(1), other_count)
+    generated_m, real_n = generated_m.astype(np.float32), real_n.astype(np.float32)
     found = bound(generated_m[:, None], real_n[:, None])
     assert 0 < found <= wasserstein_distance(generated_m, real_n) * (1 + 1e-12)
 
