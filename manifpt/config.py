@@ -140,7 +140,7 @@ class EncoderConfig:
     """What two views of an image differ in. fingerprint: place and mirroring, so features may keep all frequencies.
     standard: as Barlow Twins, colours, sizes and blur too."""
     size_px: int | None = None
-    """Side of the square that it sees. Default: native; all images must then have the first one's size."""
+    """Side of the square that it sees. Default: that of the first image; smaller ones are rejected."""
     epochs: int = 100
     """Passes over the images."""
     batch_size: int = 128

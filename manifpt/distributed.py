@@ -15,10 +15,9 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray.data
 import ray.train
 import ray.train.torch
 import torch
@@ -29,6 +28,9 @@ from manifpt.cluster import environment
 from manifpt.errors import ConfigError, WorkerError
 from manifpt.resources import TrainingShares, memory_bytes
 from manifpt.storage import join, store_of
+
+if TYPE_CHECKING:
+    import ray.data
 
 __all__ = ["Worker", "run_workers", "told_in"]
 

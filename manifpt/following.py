@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -31,16 +32,21 @@ def write_json_lines(uri: str, lines: Sequence[dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def followed(uri: str, tell: Callable[[dict[str, Any], list[dict[str, Any]]], None]) -> Iterator[None]:
-    """Tells every line that is added meanwhile, once, with all lines until now."""
+    """Tells every line that is added meanwhile, once, with all lines until now.
+
+    Lines rise by epoch, and within one by step; its own line, without a step, ends it. A training that resumes drops
+    lines and writes them again, so what was told is known by these numbers.
+    """
     ended = threading.Event()
-    told = len(json_lines(uri))
+    told = max(map(_place, json_lines(uri)), default=(-1.0, 0.0))
 
     def tell_new() -> None:
         nonlocal told
         found = json_lines(uri)
-        for line in found[told:]:
-            tell(line, found)
-        told = max(told, len(found))
+        for line in found:
+            if _place(line) > told:
+                told = _place(line)
+                tell(line, found)
 
     def watch() -> None:
         while not ended.wait(_POLL_S):
@@ -54,3 +60,7 @@ def followed(uri: str, tell: Callable[[dict[str, Any], list[dict[str, Any]]], No
         ended.set()
         thread.join()
     tell_new()
+
+
+def _place(line: dict[str, Any]) -> tuple[float, float]:
+    return line.get("epoch", 0), line.get("step", math.inf)

@@ -5,12 +5,10 @@ Legend: B artifacts of a batch, S sources.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from torch.nn import functional as F
 from manifpt.attributor.networks import AttributorNetwork, make_network
 from manifpt.attributor.outputs import Outputs
 from manifpt.errors import ConfigError
+from manifpt.learning import State, autocast, cosine
 from manifpt.streaming import shuffled
 
 __all__ = [
@@ -27,11 +26,9 @@ __all__ = [
     "Batch",
     "Epoch",
     "Recipe",
-    "State",
     "Trainer",
     "check_network",
     "class_weights",
-    "cosine",
     "fit",
     "from_arrays",
     "outputs_of",
@@ -105,22 +102,6 @@ class Epoch:
     images: int
     images_per_s: float
     seconds: float
-
-
-@dataclass(slots=True)
-class State:
-    """What training needs to go on: everything but the data, whose order follows from seed and epoch.
-
-    Attributes:
-        network, optimizer: state dicts.
-        best: the network's state dict with the best validation accuracy so far.
-        history: epochs done, as `Epoch` or as another training's dataclass.
-    """
-
-    network: dict[str, torch.Tensor]
-    optimizer: dict[str, Any]
-    best: dict[str, torch.Tensor]
-    history: list[Any] = field(default_factory=list)
 
 
 NOT_FINITE = "Artifacts hold numbers that are not finite: compute them again."
@@ -224,19 +205,6 @@ class Trainer:
             group["lr"] = self.learning_rate
 
 
-def cosine(part: float, warm_up: float, step: float) -> float:
-    """What a learning rate is multiplied by: up in a straight line, then down to zero in half a cosine.
-
-    Args:
-        part: of all steps that are done, from 0 to 1.
-        warm_up: the part in which it rises.
-        step: one step's part.
-    """
-    if part < warm_up:
-        return min(1.0, (part + step) / warm_up)
-    return 0.5 * (1 + math.cos(math.pi * (part - warm_up) / (1 - warm_up)))
-
-
 def fit(
     trainer: Trainer,
     train: Callable[[int], Iterable[Batch]],
@@ -298,13 +266,6 @@ def outputs_of(network: AttributorNetwork, batches: Iterable[Batch], device: str
                 logits = network.classifier(features)
             logits_bs, features_bf = (tensor.float().cpu().numpy() for tensor in (logits, features))
             yield Outputs(logits_bs, features_bf, label_b.numpy(), row_b.numpy())
-
-
-def autocast(device: str) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 where the device multiplies it faster than float32 and keeps float32's range: on a GPU."""
-    if device.startswith("cuda") and torch.cuda.is_bf16_supported():
-        return torch.autocast("cuda", torch.bfloat16)
-    return contextlib.nullcontext()
 
 
 def check_network(name: str, shape: tuple[int, ...]) -> None:

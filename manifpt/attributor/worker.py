@@ -16,15 +16,14 @@ import torch
 from safetensors.torch import save
 
 from manifpt.artifacts import to_numpy
-from manifpt.attributor.checkpoint import load_state, save_state
 from manifpt.attributor.examples import Part
 from manifpt.attributor.networks import make_network
 from manifpt.attributor.outputs import write_outputs
 from manifpt.attributor.training import (
     NOT_FINITE,
     Batch,
+    Epoch,
     Recipe,
-    State,
     Trainer,
     fit,
     mean_and_std,
@@ -33,6 +32,7 @@ from manifpt.attributor.training import (
 from manifpt.distributed import Worker
 from manifpt.errors import ConfigError
 from manifpt.following import write_json_lines
+from manifpt.learning import State, load_state, save_state
 from manifpt.reader import ArtifactReader
 from manifpt.spaces import SpaceSpec
 from manifpt.spaces.weights import load_state as load_weights
@@ -88,7 +88,7 @@ def train(worker: Worker, job: Job) -> None:
     reader = ArtifactReader(job.run, job.space, torch.get_num_threads(), worker.device.partition(":")[0])
     validation = _Held(worker, reader, job.validation[worker.rank :: worker.count])
     with worker.newest_checkpoint() as folder:
-        state = None if folder is None else load_state(folder)
+        state = None if folder is None else load_state(folder, Epoch)
 
     def on_epoch(state: State) -> None:
         if worker.rank == 0:

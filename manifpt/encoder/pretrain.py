@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from manifpt.config import EncoderConfig, ReferenceConfig, rejection_budget
 from manifpt.encoder.card import encoder_card
 from manifpt.encoder.network import architecture_of
-from manifpt.encoder.worker import Job, Probe, pretrain
+from manifpt.encoder.probe import Probe
+from manifpt.encoder.worker import Job, pretrain
 from manifpt.errors import ConfigError
 from manifpt.following import followed, json_lines
 from manifpt.log import event
@@ -24,12 +25,15 @@ from manifpt.planning import plan_reference
 from manifpt.reference import library_versions
 from manifpt.resources import share_training
 from manifpt.spaces import SpaceSpec
+from manifpt.spaces.encoders import encoder_config
 from manifpt.storage import join, store_of
+from manifpt.trained import publish_trained
 
 __all__ = ["pretrain_encoder"]
 
 _LEAST_PX = 16
 _BANK, _QUERIES = 5_000, 1_000
+_BLOCK_ROWS = 1 << 16
 
 
 def pretrain_encoder(config: EncoderConfig) -> dict[str, Any]:
@@ -55,16 +59,14 @@ def pretrain_encoder(config: EncoderConfig) -> dict[str, Any]:
         )
     probe = _probe(plan, config.label_column, config.seed) if config.label_column else None
     facts = {
-        "format": 1, "architecture": architecture_of(config.backbone, size_px), "size_px": size_px,
+        "architecture": architecture_of(config.backbone, size_px), "size_px": size_px,
         "mean": list(pixels.mean), "std": list(pixels.std), "manifest_digest": plan.manifest_digest,
         "policy": config.policy, "epochs": config.epochs, "batch_size": config.batch_size, "seed": config.seed,
         "label_column": config.label_column, "decoder": plan.decoder,
     }  # fmt: skip
     publish_facts(join(output, "training.json"), facts, "encoder")
-    store = store_of(output)
-    if store.stat(join(output, "config.json")) is not None:
-        found: dict[str, Any] = json.loads(store.read(join(output, "config.json")))
-        return found | {"trained": False}
+    if store_of(output).stat(join(output, "config.json")) is not None:
+        return encoder_config(output) | {"trained": False}
 
     from manifpt import cluster, pipeline
     from manifpt.distributed import run_workers
@@ -105,21 +107,24 @@ def _probe(plan: Plan, column: str, seed: int) -> Probe:
         raise ConfigError(
             f"{plan.manifest_uri} has no kept column {column!r}; keep it: index_images.py --keep-columns {column}."
         )
-    values = [value.as_py() for value in manifest.read(0, manifest.rows, [column])[column]]
-    labelled = np.array([n for n, value in enumerate(values) if value is not None], np.int64)
-    classes = sorted({str(values[n]) for n in labelled})
+    labels = manifest.read(0, manifest.rows, [column])[column].combine_chunks().cast(pa.string())
+    classes = sorted(pc.unique(labels.drop_null()).to_pylist())
     if len(classes) < 2:
         raise ConfigError(
             f"--label-column {column} has {len(classes)} value(s): a probe tells two classes or more apart."
         )
-    chosen_n = np.random.default_rng(seed).permutation(labelled)[: _BANK + _QUERIES]
-    place_n = np.argsort(chosen_n)  # read in the order of the file
-    table = manifest.read(0, manifest.rows).take(chosen_n[place_n])
-    records = np.empty(len(chosen_n), object)
-    records[place_n] = table.to_pylist()
+    labelled_n = np.flatnonzero(labels.is_valid().to_numpy(zero_copy_only=False))
+    chosen_n = np.random.default_rng(seed).permutation(labelled_n)[: _BANK + _QUERIES]
+    records: dict[int, dict[str, Any]] = {}
+    for start in range(0, manifest.rows, _BLOCK_ROWS):
+        of_block = np.sort(chosen_n[(chosen_n >= start) & (chosen_n < start + _BLOCK_ROWS)])
+        if len(of_block):
+            rows = manifest.read(start, start + _BLOCK_ROWS).take(of_block - start).to_pylist()
+            records |= dict(zip(of_block.tolist(), rows, strict=True))
     number = {label: n for n, label in enumerate(classes)}
-    label_n = np.array([number[str(values[n])] for n in chosen_n], np.int64)
-    return Probe(list(records), label_n, min(_BANK, len(chosen_n) * _BANK // (_BANK + _QUERIES)))
+    label_n = np.array([number[label] for label in labels.take(chosen_n).to_pylist()], np.int64)
+    ordered = [records[row] for row in chosen_n.tolist()]
+    return Probe(ordered, label_n, min(_BANK, len(chosen_n) * _BANK // (_BANK + _QUERIES)))
 
 
 def _tell(line: dict[str, Any], _: Sequence[dict[str, Any]]) -> None:
@@ -129,20 +134,14 @@ def _tell(line: dict[str, Any], _: Sequence[dict[str, Any]]) -> None:
 
 def _publish(output: str, facts: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Card and config, the config last: with it the encoder is whole."""
-    store = store_of(output)
     passes = [line for line in json_lines(join(output, "metrics.jsonl")) if "step" not in line]
-    accuracies = [line["knn_accuracy"] for line in passes if line["knn_accuracy"] is not None]
-    weights = store.read(join(output, "model.safetensors"))
-    document = {
+    shown = {
         **facts,
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "images": passes[0]["images"],
         "images_an_epoch": passes[-1]["images"],
         "loss": [line["loss"] for line in passes[1:]],
-        "knn_accuracy": accuracies,
+        "knn_accuracy": [line["knn_accuracy"] for line in passes if line["knn_accuracy"] is not None],
         "seconds": round(seconds, 1),
         "versions": library_versions(),
     }
-    store.write(join(output, "README.md"), encoder_card(document).encode())
-    store.write(join(output, "config.json"), json.dumps(document, indent=2).encode())
-    return document
+    return publish_trained(output, shown, encoder_card(shown))

@@ -1,16 +1,29 @@
 """How well features tell classes apart, without training anything.
 
-Legend: N images of the bank, M queries, D features.
+Legend: B images, N of the bank, M queries, D features, s side in pixels.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["knn_accuracy"]
+import numpy as np
+import torch
+
+from manifpt.decode import decode
+from manifpt.encoder.network import TwinNetwork
+from manifpt.errors import BadImage
+from manifpt.fetch import fetch
+from manifpt.learning import autocast
+from manifpt.spaces import SpaceSpec
+
+__all__ = ["Probe", "Probing", "knn_accuracy", "standardized"]
 
 _TEMPERATURE = 0.07
 _BLOCK = 1024
+_BATCH = 256
 
 
 def knn_accuracy(
@@ -41,3 +54,55 @@ def knn_accuracy(
 def _directions(features_nd: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(features_nd, axis=1, keepdims=True)
     return features_nd / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+def standardized(images_bchw: torch.Tensor, pixels: SpaceSpec) -> torch.Tensor:
+    """float [B, 3, s, s] in [0, 1], as `NetworkSpace` will give it to the trained backbone."""
+    mean, std = (images_bchw.new_tensor(values).view(1, 3, 1, 1) for values in (pixels.mean, pixels.std))
+    return ((images_bchw - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Labelled images, of which the first `bank` vote on the others.
+
+    Attributes:
+        records: of the manifest.
+        label_n: int64 [N], from 0.
+        bank: how many.
+    """
+
+    records: Sequence[dict[str, Any]]
+    label_n: np.ndarray
+    bank: int
+
+
+class Probing:
+    """The probe's images, decoded once."""
+
+    def __init__(self, probe: Probe, pixels: SpaceSpec, device: str) -> None:
+        views, kept = [], []
+        for number, data in enumerate(fetch(list(probe.records))):
+            try:
+                if isinstance(data, BadImage):
+                    continue
+                views.append(pixels.view.of(decode(data)))
+                kept.append(number)
+            except BadImage:
+                continue
+        self._is_bank = np.array(kept, np.int64) < probe.bank
+        self._label_n, self._pixels, self._device = probe.label_n[kept], pixels, device
+        self._views_nchw = np.stack(views) if views else np.empty((0, 3, 1, 1), np.uint8)
+
+    def accuracy(self, network: TwinNetwork) -> float | None:
+        """Of the features as they are now; None where too few images are left."""
+        if not self._is_bank.any() or self._is_bank.all():
+            return None
+        network.eval()
+        features = []
+        with torch.inference_mode(), autocast(self._device):
+            for start in range(0, len(self._views_nchw), _BATCH):
+                images = torch.from_numpy(self._views_nchw[start : start + _BATCH]).to(self._device).float() / 255
+                features.append(network.backbone(standardized(images, self._pixels)).float().cpu().numpy())
+        found_nd, bank = np.concatenate(features), self._is_bank
+        return knn_accuracy(found_nd[bank], self._label_n[bank], found_nd[~bank], self._label_n[~bank])

@@ -10,49 +10,30 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
 from torch import nn
 
-from manifpt.attributor.checkpoint import load_state, save_state
-from manifpt.attributor.training import State, autocast, cosine
-from manifpt.decode import decode
 from manifpt.distributed import Worker
 from manifpt.encoder.augment import make_policy
 from manifpt.encoder.loss import barlow_twins
 from manifpt.encoder.network import TwinNetwork
 from manifpt.encoder.normalization import globalized
-from manifpt.encoder.probe import knn_accuracy
-from manifpt.errors import BadImage, ConfigError
-from manifpt.fetch import fetch
+from manifpt.encoder.probe import Probe, Probing, standardized
+from manifpt.errors import ConfigError
 from manifpt.following import json_lines, write_json_lines
+from manifpt.learning import State, autocast, cosine, load_state, save_state
 from manifpt.spaces import SpaceSpec
 from manifpt.storage import join, store_of
 from manifpt.streaming import StreamedRows
+from manifpt.trained import WEIGHTS
 
-__all__ = ["Job", "Pass", "Probe", "pretrain"]
+__all__ = ["Job", "Pass", "pretrain"]
 
 _LEARNING_RATE, _WEIGHT_DECAY, _WARM_UP = 1e-3, 1e-4, 0.1
 _TELL_S = 30.0
-_PROBE_BATCH = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Labelled images, of which the first `bank` vote on the others.
-
-    Attributes:
-        records: of the manifest.
-        label_n: int64 [N], from 0.
-        bank: how many.
-    """
-
-    records: Sequence[dict[str, Any]]
-    label_n: np.ndarray
-    bank: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +85,9 @@ class Pass:
 
 
 def pretrain(worker: Worker, job: Job) -> None:
-    """Trains, from the newest checkpoint on; leaves `model.safetensors` in the output."""
+    """Trains, from the newest checkpoint on; leaves weights in the output."""
     training = _Training(worker, job)
-    probe = _Probing(job.probe, job.pixels, worker.device) if job.probe is not None and worker.rank == 0 else None
+    probe = Probing(job.probe, job.pixels, worker.device) if job.probe is not None and worker.rank == 0 else None
     with worker.newest_checkpoint() as folder:
         state = None if folder is None else load_state(folder, Pass)
     if state is None:
@@ -137,7 +118,7 @@ def pretrain(worker: Worker, job: Job) -> None:
     if worker.rank == 0:
         backbone = training.network.backbone.state_dict()
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in backbone.items()})
-        store_of(job.output).write(join(job.output, "model.safetensors"), data)
+        store_of(job.output).write(join(job.output, WEIGHTS), data)
 
 
 class _Training:
@@ -200,7 +181,7 @@ class _Training:
             images_bchw = torch.from_numpy(np.array(views_bchw)).to(self._worker.device, non_blocking=True)
             sequence = np.random.SeedSequence([self._job.seed, self._worker.rank, epoch, step])
             one_bchw, other_bchw = self._policy(images_bchw, int(sequence.generate_state(1)[0]))
-            yield _standardized(one_bchw, self._job.pixels), _standardized(other_bchw, self._job.pixels)
+            yield standardized(one_bchw, self._job.pixels), standardized(other_bchw, self._job.pixels)
 
 
 def _optimizer(network: nn.Module) -> torch.optim.Optimizer:
@@ -211,19 +192,13 @@ def _optimizer(network: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, _LEARNING_RATE)
 
 
-def _standardized(images_bchw: torch.Tensor, pixels: SpaceSpec) -> torch.Tensor:
-    """float [B, 3, s, s] in [0, 1], as `NetworkSpace` will give it to the trained backbone."""
-    mean, std = (images_bchw.new_tensor(values).view(1, 3, 1, 1) for values in (pixels.mean, pixels.std))
-    return ((images_bchw - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
 class _Told:
     """`metrics.jsonl`: a line a pass, and within long passes one every half minute."""
 
     def __init__(self, worker: Worker, job: Job, steps: int, history: Sequence[Pass]) -> None:
         self._uri = join(job.output, "metrics.jsonl")
         self._is_first, self._images = worker.rank == 0, job.batch_size // worker.count * worker.count
-        self._all, self._steps, self._epochs = steps * job.epochs, steps, job.epochs
+        self._all, self._steps = steps * job.epochs, steps
         passes = [line for line in json_lines(self._uri) if line["epoch"] < len(history)] if self._is_first else []
         self._lines = passes or [asdict(history[0])]
         self._begin = self._last = time.monotonic()
@@ -253,34 +228,3 @@ class _Told:
     def _write(self) -> None:
         if self._is_first:
             write_json_lines(self._uri, self._lines)
-
-
-class _Probing:
-    """The probe's images, decoded once."""
-
-    def __init__(self, probe: Probe, pixels: SpaceSpec, device: str) -> None:
-        views, kept = [], []
-        for number, data in enumerate(fetch(list(probe.records))):
-            try:
-                if isinstance(data, BadImage):
-                    continue
-                views.append(pixels.view.of(decode(data)))
-                kept.append(number)
-            except BadImage:
-                continue
-        self._is_bank = np.array(kept, np.int64) < probe.bank
-        self._label_n, self._pixels, self._device = probe.label_n[kept], pixels, device
-        self._views_nchw = np.stack(views) if views else np.empty((0, 3, 1, 1), np.uint8)
-
-    def accuracy(self, network: TwinNetwork) -> float | None:
-        """Of the features as they are now; None where too few images are left."""
-        if not self._is_bank.any() or self._is_bank.all():
-            return None
-        network.eval()
-        features = []
-        with torch.inference_mode(), autocast(self._device):
-            for start in range(0, len(self._views_nchw), _PROBE_BATCH):
-                images = torch.from_numpy(self._views_nchw[start : start + _PROBE_BATCH]).to(self._device).float() / 255
-                features.append(network.backbone(_standardized(images, self._pixels)).float().cpu().numpy())
-        found_nd, bank = np.concatenate(features), self._is_bank
-        return knn_accuracy(found_nd[bank], self._label_n[bank], found_nd[~bank], self._label_n[~bank])

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from manifpt.errors import ConfigError
 from manifpt.projection import Projection, projection_without_sample
 from manifpt.spaces import SpaceSpec
 from manifpt.storage import join, store_of
+from manifpt.trained import WEIGHTS, publish_trained, trained_config
 
 __all__ = [
     "Denoiser",
@@ -65,11 +65,10 @@ class Denoiser(nn.Module):
 
 
 def save_denoiser(model: Denoiser, output: str, facts: dict[str, Any]) -> None:
-    """Writes `model.safetensors`, then `config.json` with its facts (color, noise levels, reference digest)."""
+    """Writes the folder, with its facts (color, noise levels, reference digest)."""
     data = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
-    store_of(output).write(join(output, "model.safetensors"), data)
-    document = {"format": 1, "architecture": model.config, "weights_sha256": hashlib.sha256(data).hexdigest(), **facts}
-    store_of(output).write(join(output, "config.json"), (json.dumps(document, indent=2) + "\n").encode())
+    store_of(output).write(join(output, WEIGHTS), data)
+    publish_trained(output, {"architecture": model.config, **facts})
 
 
 def denoiser_digest(uri: str) -> str:
@@ -95,15 +94,7 @@ def denoiser_config(uri: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no denoiser, or a damaged one.
     """
-    try:
-        document: dict[str, Any] = json.loads(store_of(uri).read(join(uri, "config.json")))
-    except FileNotFoundError as error:
-        raise ConfigError(f"There is no denoiser at {uri}; make one with jobs/train_denoiser.py.") from error
-    except ValueError:
-        document = {}
-    if not {"weights_sha256", "color", "architecture"} <= set(document):
-        raise ConfigError(f"{uri} holds no denoiser; make one with jobs/train_denoiser.py.")
-    return document
+    return trained_config(uri, "denoiser", "train_denoiser", ("color", "architecture"))
 
 
 def check_pixels(uri: str, spec: SpaceSpec) -> None:
@@ -133,7 +124,7 @@ class DenoiserProjector:
         check_pixels(uri, spec)
         document = denoiser_config(uri)
         try:
-            data = store_of(uri).read(join(uri, "model.safetensors"))
+            data = store_of(uri).read(join(uri, WEIGHTS))
         except FileNotFoundError as error:
             raise ConfigError(f"The denoiser {uri} has lost its weights; make it again.") from error
         if hashlib.sha256(data).hexdigest() != weights_sha256:

@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from manifpt.attributor.checkpoint import load_state, save_state
-from manifpt.attributor.training import State
 from manifpt.cluster import cluster, connect
 from manifpt.config import DenoiserConfig
 from manifpt.distributed import Worker, run_workers
 from manifpt.errors import ConfigError
 from manifpt.estimates.denoiser import Denoiser, denoiser_config, save_denoiser
 from manifpt.following import followed, json_lines, write_json_lines
+from manifpt.learning import State, cosine, load_state, save_state
 from manifpt.log import event
 from manifpt.plan import publish_facts
 from manifpt.reference import Codes, Reference, open_bundle
@@ -121,10 +120,8 @@ def _train(worker: Worker, job: _Job) -> None:
         rng = np.random.default_rng([seed, worker.rank, step])
         clean = _pixels(reference, rng.choice(rows_n, share, replace=len(rows_n) < share), spec, worker.device)
         loss = _loss(parallel, clean, torch.Generator().manual_seed(int(rng.integers(2**62))))
-        part = step / steps
-        rate = part / _WARM_UP if part < _WARM_UP else 0.5 * (1 + math.cos(math.pi * part))
         for group in optimizer.param_groups:
-            group["lr"] = _LEARNING_RATE * max(rate, 1 / steps)
+            group["lr"] = _LEARNING_RATE * cosine(step / steps, _WARM_UP, 1 / steps)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

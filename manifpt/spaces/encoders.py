@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from manifpt.errors import ConfigError
-from manifpt.storage import join, normalize, store_of
+from manifpt.storage import join, normalize
+from manifpt.trained import WEIGHTS, trained_config
 
-__all__ = ["encoder_fields"]
+__all__ = ["encoder_config", "encoder_fields"]
 
-_FORMAT = 1
+_NEEDED = ("architecture", "size_px", "mean", "std")
+
+
+def encoder_config(uri: str) -> dict[str, Any]:
+    """What an encoder's folder says of it.
+
+    Raises:
+        ConfigError: there is no finished encoder, or a damaged one.
+    """
+    return trained_config(uri, "encoder", "pretrain_encoder", _NEEDED)
 
 
 def encoder_fields(uri: str) -> dict[str, Any]:
     """The fields of a `SpaceSpec` that an encoder's folder states.
 
     Raises:
-        ConfigError: there is no finished encoder, or one of another format.
+        ConfigError: as of `encoder_config`.
     """
     folder = normalize(uri)
-    try:
-        document = json.loads(store_of(folder).read(join(folder, "config.json")))
-        if document["format"] != _FORMAT:
-            raise ConfigError(f"The encoder {folder} has format {document['format']}; this version reads {_FORMAT}.")
-        names = ("architecture", "weights_sha256", "size_px", "mean", "std")
-        return {name: document[name] for name in names} | {"weights": join(folder, "model.safetensors")}
-    except FileNotFoundError as error:
-        raise ConfigError(f"There is no finished encoder at {folder}; jobs/pretrain_encoder.py makes one.") from error
-    except (ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"{join(folder, 'config.json')} is not of an encoder: train it again.") from error
+    document = encoder_config(folder)
+    return {name: document[name] for name in ("weights_sha256", *_NEEDED)} | {"weights": join(folder, WEIGHTS)}

@@ -23,8 +23,8 @@ from manifpt.encoder.augment import make_policy
 from manifpt.encoder.loss import LAMBDA, barlow_twins, cross_correlation
 from manifpt.encoder.network import TwinNetwork, architecture_of
 from manifpt.encoder.normalization import GlobalBatchNorm, globalized
-from manifpt.encoder.probe import knn_accuracy
-from manifpt.encoder.worker import Job, Probe, pretrain
+from manifpt.encoder.probe import Probe, knn_accuracy, standardized
+from manifpt.encoder.worker import Job, pretrain
 from manifpt.errors import ConfigError, PlanMismatch
 from manifpt.indexing import IndexOptions, index
 from manifpt.manifest import Manifest, write_manifest
@@ -304,7 +304,7 @@ def test_the_space_computes_what_the_trained_backbone_does(tmp_path: Path, manif
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(module.save(network.backbone.state_dict()))
     facts = {
-        "format": 1, "architecture": architecture_of("resnet18", SIZE_PX), "size_px": SIZE_PX,
+        "architecture": architecture_of("resnet18", SIZE_PX), "size_px": SIZE_PX,
         "mean": list(PIXELS.mean), "std": list(PIXELS.std), "policy": "fingerprint", "epochs": 1, "batch_size": 8,
         "seed": 0, "manifest_digest": "m" * 64, "label_column": None,
     }  # fmt: skip
@@ -325,7 +325,7 @@ def test_the_space_computes_what_the_trained_backbone_does(tmp_path: Path, manif
         "manifpt:resnet18_small", SIZE_PX, document["weights_sha256"],
     )  # fmt: skip
     views = np.random.default_rng(0).integers(0, 256, (3, 3, SIZE_PX, SIZE_PX), dtype=np.uint8)
-    images = module._standardized(torch.from_numpy(views).float() / 255, PIXELS)
+    images = standardized(torch.from_numpy(views).float() / 255, PIXELS)
     with torch.no_grad():
         expected = network.eval().backbone(images).numpy()
     np.testing.assert_allclose(make_space(spec).encode(views), expected, rtol=1e-3, atol=1e-4)
@@ -345,7 +345,7 @@ def test_two_encoders_are_two_spaces(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=message):
             spec_of("own", {"own": {"encoder": str(tmp_path / damaged)}})
     (tmp_path / "two" / "config.json").write_text("[]")
-    with pytest.raises(ConfigError, match="is not of an encoder"):
+    with pytest.raises(ConfigError, match="holds no encoder"):
         spec_of("two", own)
 
 

@@ -407,7 +407,7 @@ class TestDenoiser:
         assert denoiser_digest(denoiser) == hashlib.sha256(data).hexdigest()
 
     def test_what_is_no_denoiser(self, denoiser: str, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="There is no denoiser at"):
+        with pytest.raises(ConfigError, match="There is no finished denoiser at"):
             denoiser_digest(str(tmp_path / "none"))
         digest = denoiser_digest(denoiser)
         Path(denoiser, "model.safetensors").unlink()

@@ -69,7 +69,7 @@ def planned(folder: Path, reference: str = "reference", **flags: Any) -> Plan:
         ({"denoiser": "{folder}/denoiser"}, "--denoiser needs --estimate denoiser"),
         ({"estimate": "soft", "denoiser": "{folder}/denoiser"}, "--denoiser needs --estimate denoiser"),
         ({"estimate": "denoiser"}, "--estimate denoiser needs --denoiser"),
-        ({"estimate": "denoiser", "denoiser": "{folder}/none"}, "There is no denoiser at"),
+        ({"estimate": "denoiser", "denoiser": "{folder}/none"}, "There is no finished denoiser at"),
         ({"estimate": "denoiser", "denoiser": "{folder}/denoiser"}, "not on the space 'frequency'"),
         ({"estimate": "denoiser", "denoiser": "{folder}/denoiser", "spaces": ("ycbcr",)}, "rgb pixels, not on ycbcr"),
         ({"estimate": "soft", "store": "lazy"}, "--store lazy keeps a neighbour"),

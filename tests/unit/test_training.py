@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from manifpt.attributor import training
 from manifpt.attributor.calibration import fit_temperature, probabilities
-from manifpt.attributor.checkpoint import load_state, save_state
 from manifpt.attributor.networks import NETWORKS, AttributorNetwork, make_network
-from manifpt.attributor.training import Recipe, State, Trainer, check_network, class_weights, fit, from_arrays
+from manifpt.attributor.training import Epoch, Recipe, Trainer, check_network, class_weights, fit, from_arrays
 from manifpt.errors import ConfigError, StorageError
+from manifpt.learning import State, load_state, save_state
 
 SHAPE = (12,)
 PLAIN = Recipe(epochs=6, batch_size=16, learning_rate=1e-2, warm_up=0.0, patience=0)
@@ -205,7 +205,7 @@ def test_a_resumed_training_gives_the_same_bits(tmp_path: Path, optimizer: str, 
     recipe = dataclasses.replace(PLAIN, optimizer=optimizer, warm_up=0.3)
     whole, whole_network = trained(recipe)
     trained(recipe, stop_after=after, on_epoch=lambda state: save_state(state, tmp_path))
-    resumed, network = trained(recipe, load_state(tmp_path))
+    resumed, network = trained(recipe, load_state(tmp_path, Epoch))
     assert [epoch.loss for epoch in resumed.history] == [epoch.loss for epoch in whole.history]
     for name, value in whole_network.state_dict().items():
         assert torch.equal(network.state_dict()[name], value)
@@ -225,7 +225,7 @@ def test_with_dropout_the_same_bits_need_a_seed_an_epoch(tmp_path: Path) -> None
         whole, _ = trained(dropout=0.5, on_epoch=seed)
         trained(dropout=0.5, stop_after=3, on_epoch=seed)
         torch.manual_seed(3 if is_seeded else 999)
-        state, network = load_state(tmp_path), network_of(dropout=0.5)
+        state, network = load_state(tmp_path, Epoch), network_of(dropout=0.5)
         torch.manual_seed(3 if is_seeded else 999)
         trainer = Trainer(network, PLAIN, torch.ones(3), 5)
         resumed = fit(trainer, from_arrays(*toy(), 16, 7), lambda: from_arrays(*toy(60, 1), 32)(0), state, seed)
@@ -314,7 +314,7 @@ def test_validation_counts_every_source_the_same() -> None:
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     state, _ = trained(dataclasses.replace(PLAIN, epochs=2))
     save_state(state, tmp_path)
-    found = load_state(tmp_path)
+    found = load_state(tmp_path, Epoch)
     assert found.history == state.history
     for kind in ("network", "best"):
         mine, theirs = getattr(found, kind), getattr(state, kind)
@@ -348,7 +348,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str, damage: Call
     save_state(trained(dataclasses.replace(PLAIN, epochs=1))[0], tmp_path)
     damage(tmp_path / name)
     with pytest.raises(StorageError, match="checkpoint .* is damaged"):
-        load_state(tmp_path)
+        load_state(tmp_path, Epoch)
 
 
 # --- calibration ---

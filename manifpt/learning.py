@@ -1,23 +1,63 @@
-"""A training's state as files without pickle: tensors as safetensors, and JSON with their digest."""
+"""What all trainings share: the learning rate's way, precision, and a state as files without pickle.
+
+A checkpoint is tensors as safetensors, and JSON with their digest.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 
-from manifpt.attributor.training import Epoch, State
 from manifpt.errors import StorageError
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["State", "autocast", "cosine", "load_state", "save_state"]
 
 _TENSORS, _FACTS = "state.safetensors", "state.json"
+
+
+def cosine(part: float, warm_up: float, step: float) -> float:
+    """What a learning rate is multiplied by: up in a straight line, then down to zero in half a cosine.
+
+    Args:
+        part: of all steps that are done, from 0 to 1.
+        warm_up: the part in which it rises.
+        step: one step's part.
+    """
+    if part < warm_up:
+        return min(1.0, (part + step) / warm_up)
+    return 0.5 * (1 + math.cos(math.pi * (part - warm_up) / (1 - warm_up)))
+
+
+def autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 where the device multiplies it faster than float32 and keeps float32's range: on a GPU."""
+    if device.startswith("cuda") and torch.cuda.is_bf16_supported():
+        return torch.autocast("cuda", torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@dataclass(slots=True)
+class State:
+    """What training needs to go on: everything but the data, whose order follows from seed and epoch.
+
+    Attributes:
+        network, optimizer: state dicts.
+        best: the network's state dict with the best validation accuracy so far.
+        history: epochs done, each a dataclass of its training.
+    """
+
+    network: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    best: dict[str, torch.Tensor]
+    history: list[Any] = field(default_factory=list)
 
 
 def save_state(state: State, folder: Path) -> None:
@@ -45,7 +85,7 @@ def save_state(state: State, folder: Path) -> None:
     (folder / _FACTS).write_text(json.dumps(facts))
 
 
-def load_state(folder: Path, epoch: Callable[..., Any] = Epoch) -> State:
+def load_state(folder: Path, epoch: Callable[..., Any] = dict) -> State:
     """The inverse of `save_state`.
 
     Args:
