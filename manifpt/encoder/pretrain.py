@@ -129,7 +129,9 @@ def _probe(plan: Plan, column: str, seed: int) -> Probe:
 
 def _tell(line: dict[str, Any], _: Sequence[dict[str, Any]]) -> None:
     known = {name: value for name, value in line.items() if value is not None}
-    event("pretraining_step" if "step" in line else "pretraining_epoch", **known)
+    if not line["epoch"]:  # before training: what can be used, and what a random network tells
+        known = {name: known[name] for name in ("images", "knn_accuracy") if name in known}
+    event("pretraining_step" if "step" in line else "pretraining_epoch" if line["epoch"] else "usable", **known)
 
 
 def _publish(output: str, facts: Mapping[str, Any], seconds: float) -> dict[str, Any]:
