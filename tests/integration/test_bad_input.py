@@ -149,7 +149,7 @@ USUAL = {"manifest": "{w}/queries.parquet", "reference": "{w}/reference", "outpu
         ({"max-rejected": "few"}, "a number of images or a percentage"),
         ({"shard-rows": "0"}, "must be at least 1"),
         ({"output": "s3x://b/x"}, "unknown scheme"),
-        ({"output": "{w}/queries.parquet/x"}, "Can't write to"),
+        ({"output": "{w}/queries.parquet/x"}, "Can't write "),
         ({"config": "{w}/none.yaml"}, "Can't read --config"),
     ],
 )
