@@ -15,6 +15,7 @@ from manifpt.errors import ConfigError, StorageError, TooManyRejected, WorkerErr
 from manifpt.log import event
 
 __all__ = [
+    "AnalyzeConfig",
     "ArtifactsConfig",
     "DenoiserConfig",
     "EncoderConfig",
@@ -242,6 +243,25 @@ class EvaluateConfig(RowsConfig):
     """Its name in the tables. Default: that of the first run's folder."""
     paper_column: str | None = None
     """Show the paper's Table 2 beside: cifar10, celeba, chq or ffhq."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnalyzeConfig(RowsConfig):
+    """What the fingerprints of a run say of their generators: report.html, report.json and figures."""
+
+    artifacts: str
+    """A finished run of compute_artifacts."""
+    output: str
+    """The report: a folder or prefix."""
+    spaces: tuple[str, ...] = ()
+    """Of the run. Default: all."""
+    designs: str | None = None
+    """Design choices by label: a shipped recipe's (gm_cifar10, paper_gm_chq, ...), or a YAML file with
+    `generators: {label: {choice: value}}`."""
+    attributor: tuple[str, ...] = ()
+    """Bundles trained on this run, one for a space: their features of test images are then clustered and mapped."""
+    seed: int = 0
+    """Of all that is drawn."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

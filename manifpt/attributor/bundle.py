@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load, save
 
 from manifpt.attributor.networks import AttributorNetwork, make_network
+from manifpt.attributor.outputs import Outputs
 from manifpt.attributor.training import from_arrays, outputs_of
 from manifpt.errors import ConfigError
 from manifpt.storage import join, normalize, store_of
@@ -97,6 +98,25 @@ class Attributor:
         Raises:
             ConfigError: artifacts of another shape, or with numbers that are not finite.
         """
+        found = self._outputs(artifacts, device)
+        logits_bs = np.concatenate([each.logits_bs for each in found] or [np.empty((0, len(self.labels)), np.float32)])
+        probability_bs = torch.softmax(torch.from_numpy(logits_bs) / self.temperature, 1).numpy()
+        return Attribution(tuple(self.labels[n] for n in logits_bs.argmax(1)), probability_bs)
+
+    def features(self, artifacts: np.ndarray, device: str = "cpu") -> np.ndarray:
+        """What comes before the last layer, of artifacts float [B, *shape], B at least 1: float32 [B, F].
+
+        Raises:
+            ConfigError: as of `predict`.
+        """
+        return np.concatenate([each.features_bf for each in self._outputs(artifacts, device)])
+
+    def fits(self, space: Mapping[str, Any], estimate: Mapping[str, Any], reference_digest: str) -> bool:
+        """Whether it was trained on such artifacts: of this space and estimate, onto this reference."""
+        of_config = (self.config["space"], self.config["estimate"], self.config["reference_digest"])
+        return of_config == (space, estimate, reference_digest)
+
+    def _outputs(self, artifacts: np.ndarray, device: str) -> list[Outputs]:
         artifacts = np.asarray(artifacts)
         if artifacts.shape[1:] != self.shape:
             raise ConfigError(
@@ -105,10 +125,7 @@ class Attributor:
         if not np.isfinite(artifacts).all():
             raise ConfigError("Artifacts hold numbers that are not finite: compute them again.")
         batches = from_arrays(artifacts, np.zeros(len(artifacts), np.int64), _BATCH)
-        logits = [found.logits_bs for found in outputs_of(self.network.to(device), batches(0), device)]
-        logits_bs = np.concatenate(logits) if logits else np.empty((0, len(self.labels)), np.float32)
-        probability_bs = torch.softmax(torch.from_numpy(logits_bs) / self.temperature, 1).numpy()
-        return Attribution(tuple(self.labels[n] for n in logits_bs.argmax(1)), probability_bs)
+        return list(outputs_of(self.network.to(device), batches(0), device))
 
     def label_numbers(self, sources: Sequence[str]) -> np.ndarray:
         """int64 [B]: the numbers of labels.

@@ -238,10 +238,9 @@ def _of_bundle(path: str, runs: Sequence[str], config: EvaluateConfig) -> Row:
     space = attributor.config["space"]
     for run in runs:
         plan = read_plan(run)
-        of_run = {spec.name: spec.identity() for spec in plan.spaces}
-        same = (of_run.get(space["name"]) == space, plan.estimate.identity() == attributor.config["estimate"],
-                plan.reference_digest == attributor.config["reference_digest"])  # fmt: skip
-        if all(same):
+        if any(
+            attributor.fits(spec.identity(), plan.estimate.identity(), plan.reference_digest) for spec in plan.spaces
+        ):
             break
     else:
         raise ConfigError(

@@ -6,7 +6,7 @@ from typing import Any
 
 from manifpt.storage import join
 
-__all__ = ["SAMPLE_PLAN", "say_artifacts", "say_attributor", "say_plan", "say_reference"]
+__all__ = ["SAMPLE_PLAN", "say_analysis", "say_artifacts", "say_attributor", "say_plan", "say_reference"]
 
 
 SAMPLE_PLAN = """The shipped sample: 1,497 real digits become a reference, in rgb and frequency; 2,300 images
@@ -45,6 +45,25 @@ def say_artifacts(summary: dict[str, Any], output: str) -> str:
     lines += ["", f"  shards   {join(output, 'artifacts')}", f"  summary  {join(output, 'summary.json')}"]
     lines += [f"  picture  {join(output, 'preview.png')}"]
     return "\n".join(lines)
+
+
+def say_analysis(document: dict[str, Any], output: str) -> str:
+    """After `analyze_fingerprints`."""
+    lines = [f"Analysed in {_duration(document['seconds'])}: {join(output, 'report.html')}", ""]
+    for space, found in document["spaces"].items():
+        apart = found["separability"]
+        if apart is not None:
+            lines.append(
+                f"  {space:<16}nearest other artifact is of the same source: "
+                f"{100 * apart['leave_one_out_accuracy']:.1f} % (chance {100 * apart['chance']:.1f} %)"
+            )
+        for label, row in (found["overlap"] or {}).items():
+            if "precision" in row:
+                lines.append(
+                    f"    {label[:33]:<34}precision {row['precision']:.2f}  recall {row['recall']:.2f}  mean |a| "
+                    f"{row['mean_artifact_norm']:.2f}  reverse {row['mean_reverse_norm']:.2f}"
+                )
+    return "\n".join([*lines, "", f"  numbers  {join(output, 'report.json')}"])
 
 
 def say_attributor(metrics: dict[str, Any], output: str) -> str:

@@ -1,0 +1,1 @@
+"""What fingerprints say of their generators."""

@@ -1,0 +1,128 @@
+"""The command `analyze_fingerprints`: measures in Ray tasks, then draws and publishes the report."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+
+from manifpt.analysis.choices import Choices, read_choices
+from manifpt.analysis.tasks import STAGES, Work, measure
+from manifpt.attributor.examples import choice_of, read_rows
+from manifpt.config import AnalyzeConfig
+from manifpt.errors import ConfigError
+from manifpt.log import event
+from manifpt.plan import Plan
+from manifpt.reader import read_plan
+from manifpt.recipes.tables import paper_table5
+from manifpt.reference import library_versions
+from manifpt.storage import join, normalize, store_of
+
+__all__ = ["analyze_fingerprints"]
+
+Arrays = dict[str, dict[str, np.ndarray]]
+
+
+def analyze_fingerprints(config: AnalyzeConfig) -> dict[str, Any]:
+    """Measures, draws, and writes `report.html`, `report.json` and `figures/`. Returns what `report.json` holds.
+
+    Raises:
+        ConfigError: what is missing or doesn't fit together.
+    """
+    begin = time.monotonic()
+    run, output = normalize(config.artifacts), normalize(config.output)
+    plan = read_plan(run)
+    spaces = config.spaces or tuple(spec.name for spec in plan.spaces)
+    choices = read_choices(config.designs) if config.designs else None
+    attributors = _attributors(config, plan)
+    for space in spaces:  # what is wrong is found before a cluster starts
+        read_rows(run, space, config.group_column)
+    works = [
+        Work(run=run, space=space, stage=stage, choice=choice_of(config), group_column=config.group_column,
+             choices=choices, attributor=attributors.get(space), seed=config.seed)
+        for stage in STAGES
+        for space in spaces
+    ]  # fmt: skip
+    numbers, arrays = _measured(works)
+    document = {
+        "run": run,
+        "reference_digest": plan.reference_digest,
+        "estimate": plan.estimate.identity(),
+        "seed": config.seed,
+        "stored_as": plan.dtype,
+        "spaces": numbers,
+        "attributors": {space: _reached(path) for space, path in attributors.items()},
+        "designs": None if choices is None else _designs(config.designs, choices, numbers),
+        "paper_table5": {method: dict(row) for method, row in paper_table5().items()},
+        "versions": library_versions(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+    from manifpt.report.fingerprints import publish_report  # matplotlib and Bokeh cost a second
+
+    publish_report(document, arrays, output)
+    event("reported", report=join(output, "report.html"), seconds=time.monotonic() - begin)
+    return document
+
+
+def _measured(works: list[Work]) -> tuple[dict[str, dict[str, Any]], Arrays]:
+    """All stages, by space; each is told as it ends."""
+    from manifpt import cluster, pipeline
+
+    cluster.connect()
+    cpus = cluster.cluster()[0]
+    numbers: dict[str, dict[str, Any]] = {work.space: {} for work in works}
+    arrays: Arrays = {work.space: {} for work in works}
+    begin = time.monotonic()
+    event("analysis", run=works[0].run, spaces=len(numbers), stages=len(works))
+    results = pipeline.run_tasks(measure, [(work,) for work in works], cpus=1.0 if cpus >= 1 else cpus)
+    for done, (work, found, drawn) in enumerate(results, start=1):
+        numbers[work.space] |= found
+        arrays[work.space] |= drawn
+        seconds = time.monotonic() - begin
+        event("measured", space=work.space, stage=work.stage, done=f"{done}/{len(works)}", seconds=seconds,
+              eta_s=round(seconds / done * (len(works) - done)))  # fmt: skip
+    return numbers, arrays
+
+
+def _attributors(config: AnalyzeConfig, plan: Plan) -> dict[str, str]:
+    """Bundles by the space that they take."""
+    from manifpt.attributor.bundle import Attributor
+
+    found: dict[str, str] = {}
+    for path in config.attributor:
+        attributor = Attributor.load(path)
+        spec = next((spec for spec in plan.spaces if spec.name == attributor.config["space"]["name"]), None)
+        if spec is None or not attributor.fits(spec.identity(), plan.estimate.identity(), plan.reference_digest):
+            raise ConfigError(
+                f"The attributor {path} was trained on artifacts of another run (space "
+                f"{attributor.config['space']['name']}, reference {attributor.config['reference_digest'][:16]}); train "
+                f"one on {config.artifacts}, or leave it out."
+            )
+        found[spec.name] = path
+    return found
+
+
+def _reached(path: str) -> dict[str, Any]:
+    """What an attributor reached on its test images."""
+    uri = normalize(path)
+    metrics = json.loads(store_of(uri).read(join(uri, "metrics.json")))
+    config, labels = (json.loads(store_of(uri).read(join(uri, name))) for name in ("config.json", "labels.json"))
+    kept = ("accuracy", "balanced_accuracy", "calibration_error", "fd_ratio", "test_images", "precision", "recall",
+            "confusion")  # fmt: skip
+    facts = {"bundle": uri, "weights_sha256": config["weights_sha256"], "network": config["network"], "labels": labels}
+    return facts | {name: metrics[name] for name in kept}
+
+
+def _designs(table: str | None, choices: Choices, numbers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The choices of the generators that are here."""
+    labels = sorted({label for of_space in numbers.values() for label in of_space["images"]})
+    return {
+        "table": table,
+        "choices": list(choices.names),
+        "generators": {label: dict(choices.values[label]) for label in labels if label in choices.values},
+        "unverified": sorted(choices.unverified & set(labels)),
+    }

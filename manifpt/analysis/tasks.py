@@ -1,0 +1,177 @@
+"""The work of an analysis, one task a function: each reads its rows of a run and measures. Knows no Ray.
+
+Legend: B images, S labels, D dimensions, F features, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from manifpt.analysis.choices import Choices
+from manifpt.analysis.maps import images_for_maps, tsne, umap
+from manifpt.analysis.overlap import Reals, overlap
+from manifpt.analysis.sample import Sample, embeddings_known, few, open_sample
+from manifpt.analysis.structure import (
+    alignments,
+    fingerprint_distances,
+    images_for_pairs,
+    principal,
+    separability,
+)
+from manifpt.attributor.bundle import Attributor
+from manifpt.attributor.examples import Choice
+from manifpt.attributor.splits import TEST
+from manifpt.errors import ConfigError
+from manifpt.spaces.pixels import log_spectrum
+
+__all__ = ["STAGES", "Work", "measure"]
+
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One stage of one space.
+
+    Attributes:
+        run, space: whose artifacts.
+        stage: of `STAGES`.
+        choice, group_column: which rows.
+        choices: the design table, if there is one.
+        attributor: a bundle on this space, whose features then stand for the images; None: principal components do.
+        seed: of all that is drawn.
+    """
+
+    run: str
+    space: str
+    stage: str
+    choice: Choice
+    group_column: str | None
+    choices: Choices | None
+    attributor: str | None
+    seed: int
+
+
+def measure(work: Work) -> tuple[Work, dict[str, Any], dict[str, np.ndarray]]:
+    """Returns the work, what JSON can hold of its result, and arrays to draw."""
+    trained = Attributor.load(work.attributor) if work.attributor is not None else None
+    # Sides of an attributor's own seed: its features are looked at on images that it wasn't trained on.
+    choice = (
+        replace(work.choice, is_test=True) if trained is None else replace(work.choice, seed=trained.config["seed"])
+    )
+    sample = open_sample(work.run, work.space, choice, work.group_column)
+    if trained is not None and sample.examples.digest != trained.config["examples_digest"]:
+        raise ConfigError(
+            f"The attributor {work.attributor} was trained on other rows than these: state the --labels, --min-images, "
+            f"--most-images and --group-column of its training."
+        )
+    numbers, arrays = STAGES[work.stage](replace(sample, seed=work.seed), work, trained)
+    return work, numbers, arrays
+
+
+def _overlap(sample: Sample, work: Work, _: Attributor | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Against the reals, and the pictures of means."""
+    of_label = {label: np.flatnonzero(sample.label_b == number) for number, label in enumerate(sample.labels)}
+    numbers: dict[str, Any] = {
+        "shape": list(sample.shape),
+        "images": {label: len(rows) for label, rows in of_label.items()},
+        "left_out": sample.examples.left_out,
+        "norms": {
+            label: dict(
+                zip(map(str, _QUANTILES), np.quantile(sample.distance_b[rows], _QUANTILES).tolist(), strict=True)
+            )
+            for label, rows in of_label.items()
+        },
+        "overlap": None,
+    }
+    arrays: dict[str, np.ndarray] = {"distance_b": sample.distance_b, "label_b": sample.label_b}
+    known = embeddings_known(sample.examples.estimate, sample.spec)
+    if known:
+        reals = Reals.of(sample.real_nd, sample.seed)
+        numbers["reals"] = len(sample.real_nd)
+        numbers["overlap"] = {
+            label: overlap(reals, sample.embedding_bd[rows], sample.distance_b[rows])
+            for label, rows in of_label.items()
+        }
+    if len(sample.shape) == 3:
+        arrays["mean_artifact_schw"] = np.stack(
+            [sample.artifact_bd[rows].mean(axis=0).reshape(sample.shape) for rows in of_label.values()]
+        )
+        if known:
+            arrays["mean_spectrum_shw"] = np.stack(
+                [_mean_spectrum(sample, sample.embedding_bd[rows]) for rows in of_label.values()]
+            )
+            arrays["real_spectrum_hw"] = _mean_spectrum(sample, sample.real_nd)
+    return numbers, arrays
+
+
+def _mean_spectrum(sample: Sample, embedding_bd: np.ndarray) -> np.ndarray:
+    """Mean log-magnitude spectrum over images and channels: float32 [H, W]. (Paper section 7, released code.)"""
+    images_bchw = embedding_bd.reshape(-1, *sample.shape)
+    spectra = images_bchw if sample.spec.kind == "frequency" else log_spectrum(images_bchw)
+    return np.asarray(spectra.mean(axis=(0, 1)))
+
+
+def _structure(sample: Sample, work: Work, trained: Attributor | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Between the fingerprints."""
+    most = images_for_pairs(len(sample.labels), sample.artifact_bd.shape[1])
+    kept = few(sample.label_b, sample.image_ids, most)
+    count_s = np.bincount(sample.label_b[kept], minlength=len(sample.labels))
+    if count_s.min() < 2:
+        raise ConfigError(
+            f"{sample.labels[count_s.argmin()]} has one image, and a fingerprint needs two: --min-images 2."
+        )
+    artifact_bd, label_b = sample.artifact_bd[kept], sample.label_b[kept]
+    distances = fingerprint_distances(artifact_bd, label_b, len(sample.labels))
+    numbers: dict[str, Any] = {
+        "pair_images": dict(zip(sample.labels, count_s.tolist(), strict=True)),
+        "distances": {name: distance_ss.tolist() for name, distance_ss in distances.items()},
+        "separability": separability(artifact_bd, label_b, work.seed) if len(sample.labels) > 1 else None,
+        "alignment": None,
+    }
+    if work.choices is not None:
+        feature_bf, feature_label_b, _ = _features(sample, trained, work.seed, None)
+        numbers["alignment"] = alignments(
+            distances["energy_distance"], feature_bf, feature_label_b, sample.labels, work.choices, work.seed
+        )
+    return numbers, {}
+
+
+def _maps(sample: Sample, work: Work, trained: Attributor | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """In the plane."""
+    most = images_for_maps(len(sample.labels))
+    of_artifacts = (*_features(sample, None, work.seed, most), "artifacts, 50 principal components")
+    of_network = None if trained is None else (*_features(sample, trained, work.seed, most), "attributor's features")
+    maps = []
+    for found in (of_artifacts, of_network):
+        if found is None or len(found[0]) < 4:
+            continue
+        feature_bf, label_b, row_b, of = found
+        for name, method in (("t-SNE", tsne), ("UMAP", umap)):
+            place_b2 = method(feature_bf, work.seed).round(3)
+            maps.append(
+                {"method": name, "of": of, "x": place_b2[:, 0].tolist(), "y": place_b2[:, 1].tolist(),
+                 "label": label_b.tolist(), "image_id": [sample.image_ids[row] for row in row_b]}
+            )  # fmt: skip
+    return {"maps": maps}, {}
+
+
+def _features(
+    sample: Sample, trained: Attributor | None, seed: int, most: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float [B, F], labels and rows int64 [B]: an attributor's, of its test images; else principal components."""
+    row_b = np.arange(len(sample.label_b))
+    if trained is not None:
+        row_b = row_b[sample.examples.side_n[sample.row_b] == TEST]
+    if most is not None:
+        row_b = row_b[few(sample.label_b[row_b], [sample.image_ids[row] for row in row_b], most)]
+    artifact_bd = sample.artifact_bd[row_b]
+    if trained is None:
+        return principal(artifact_bd, seed), sample.label_b[row_b], row_b
+    return trained.features(artifact_bd.reshape(-1, *sample.shape)), sample.label_b[row_b], row_b
+
+
+STAGES = {"overlap": _overlap, "structure": _structure, "maps": _maps}

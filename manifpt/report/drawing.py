@@ -1,0 +1,44 @@
+"""What all figures of a report share: a canvas without a display, colours for many labels, and text that is only text.
+
+Legend: S labels.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+__all__ = ["MARKERS", "color_of", "grid", "png", "shown"]
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # with a colour each: what can't tell colours apart has shapes
+
+
+def shown(label: str, most: int = 24) -> str:
+    """A label as matplotlib must draw it: short, on one line, and without its mathematics."""
+    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in label)
+    return (plain if len(plain) <= most else plain[: most - 1] + "\N{HORIZONTAL ELLIPSIS}").replace("$", r"\$")
+
+
+def color_of(number: int, count: int) -> str:
+    """A label's colour, as `#rrggbb`."""
+    name = "tab10" if count <= 10 else "tab20"
+    red, green, blue, _ = colormaps[name](number % (10 if count <= 10 else 20))
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+
+
+def grid(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, Any]:
+    """A figure of axes [rows, columns], each so many inches large."""
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def png(figure: Figure, dpi: int = 110) -> bytes:
+    """The picture, the same bytes for the same figure."""
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=dpi, metadata={"Software": None})
+    return sink.getvalue()
