@@ -16,7 +16,7 @@ from manifpt.manifest import REAL
 from manifpt.recipes.check import checked
 from manifpt.recipes.schema import Design, Recipe
 
-__all__ = ["built", "designs", "families", "labels", "read_yaml", "recipe", "shipped"]
+__all__ = ["built", "designs", "families", "labels", "parsed", "read_yaml", "recipe", "shipped"]
 
 _TABLES = "paper_tables"  # lies among the recipes, and is none
 
@@ -68,11 +68,22 @@ def read_yaml(name_or_path: str, is_shipped: bool = False) -> Any:
     """
     file = resources.files(__package__) / f"{name_or_path}.yaml" if is_shipped else Path(name_or_path)
     try:
-        return yaml.load(file.read_text(encoding="utf-8"), _Strict)  # noqa: S506  # a subclass of the safe loader
+        data = file.read_bytes()
     except OSError as error:
         raise ConfigError(f"Can't read the recipe {name_or_path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name_or_path} is no YAML: {' '.join(str(error).split())}") from error
+    return parsed(data, name_or_path)
+
+
+def parsed(data: bytes, where: str) -> Any:
+    """What YAML says, strictly: a key that stands twice is an error, and so are several merges into one mapping.
+
+    Raises:
+        ConfigError: it is no YAML in UTF-8, says impossible things (a 13th month), or nests too deep to read.
+    """
+    try:
+        return yaml.load(data.decode("utf-8"), _Strict)  # noqa: S506  # a subclass of the safe loader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
 
 
 class _Strict(yaml.SafeLoader):
@@ -86,7 +97,11 @@ class _Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+        merges = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
+        if len(merges) > 1 or any(isinstance(value, yaml.SequenceNode) for value in merges):
+            # Ten lines that each merge the line before ten times would be ten thousand million keys.
+            raise yaml.constructor.ConstructorError(None, None, "merge one mapping, not several", node.start_mark)
+        if merges:
             self._merged.add(node)  # what is merged in may be overridden, and stands in the node twice from here on
         super().flatten_mapping(node)
 
