@@ -256,8 +256,8 @@ class AnalyzeConfig(RowsConfig):
     spaces: tuple[str, ...] = ()
     """Of the run. Default: all."""
     designs: str | None = None
-    """Design choices by label: a shipped recipe's (gm_cifar10, paper_gm_chq, ...), or a YAML file with
-    `generators: {label: {choice: value}}`."""
+    """Design choices by label: a shipped table (gm_cifar10, paper, ...), or a YAML file like those in
+    manifpt/analysis/designs."""
     attributor: tuple[str, ...] = ()
     """Bundles trained on this run, one for a space: their features of test images are then clustered and mapped."""
     seed: int = 0

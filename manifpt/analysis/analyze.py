@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from manifpt.analysis.choices import Choices, read_choices
+from manifpt.analysis.designs import Designs, read_designs
 from manifpt.analysis.tasks import STAGES, Work, measure
 from manifpt.attributor.examples import choice_of, read_rows
 from manifpt.config import AnalyzeConfig
@@ -36,13 +36,13 @@ def analyze_fingerprints(config: AnalyzeConfig) -> dict[str, Any]:
     run, output = normalize(config.artifacts), normalize(config.output)
     plan = read_plan(run)
     spaces = config.spaces or tuple(spec.name for spec in plan.spaces)
-    choices = read_choices(config.designs) if config.designs else None
+    designs = read_designs(config.designs) if config.designs else None
     attributors = _attributors(config, plan)
     for space in spaces:  # what is wrong is found before a cluster starts
         read_rows(run, space, config.group_column)
     works = [
         Work(run=run, space=space, stage=stage, choice=choice_of(config), group_column=config.group_column,
-             choices=choices, attributor=attributors.get(space), seed=config.seed)
+             designs=designs, attributor=attributors.get(space), seed=config.seed)
         for stage in STAGES
         for space in spaces
     ]  # fmt: skip
@@ -55,7 +55,7 @@ def analyze_fingerprints(config: AnalyzeConfig) -> dict[str, Any]:
         "stored_as": plan.dtype,
         "spaces": numbers,
         "attributors": {space: _reached(path) for space, path in attributors.items()},
-        "designs": None if choices is None else _designs(config.designs, choices, numbers),
+        "designs": None if designs is None else _designs(config.designs, designs, numbers),
         "paper_table5": {method: dict(row) for method, row in paper_table5().items()},
         "versions": library_versions(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -117,12 +117,12 @@ def _reached(path: str) -> dict[str, Any]:
     return facts | {name: metrics[name] for name in kept}
 
 
-def _designs(table: str | None, choices: Choices, numbers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _designs(table: str | None, designs: Designs, numbers: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The choices of the generators that are here."""
     labels = sorted({label for of_space in numbers.values() for label in of_space["images"]})
     return {
         "table": table,
-        "choices": list(choices.names),
-        "generators": {label: dict(choices.values[label]) for label in labels if label in choices.values},
-        "unverified": sorted(choices.unverified & set(labels)),
+        "choices": list(designs.choices),
+        "generators": {label: dict(designs.value[label]) for label in labels if label in designs.value},
+        "unverified": {label: sorted(designs.unverified[label]) for label in labels if designs.unverified.get(label)},
     }

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from manifpt.analysis.choices import Choices
+from manifpt.analysis.designs import Designs
 from manifpt.manifest import REAL
 from manifpt.metrics.alignment import Sweep, sweep
 from manifpt.metrics.clusters import cut, k_means, tree_of
@@ -96,7 +96,7 @@ def alignments(
     feature_bf: np.ndarray,
     label_b: np.ndarray,
     labels: Sequence[str],
-    choices: Choices,
+    designs: Designs,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
     """Do clusters follow design choices? By choice: of the images, the paper's likely way, and of the generators.
@@ -109,7 +109,7 @@ def alignments(
         feature_bf: float [B, F].
         label_b: int64 [B].
         labels: S names.
-        choices: the design table.
+        designs: the design table.
         seed: of k-means' starts, permutations and resamples.
 
     Returns:
@@ -117,9 +117,9 @@ def alignments(
     """
     found: dict[str, dict[str, Any]] = {}
     clustered: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
-    for name in choices.names:
+    for name in designs.choices:
         of_label = [
-            None if label == REAL else value for label, value in zip(labels, choices.of(labels, name), strict=True)
+            None if label == REAL else value for label, value in zip(labels, designs.of(labels, name), strict=True)
         ]
         known = tuple(place for place, value in enumerate(of_label) if value is not None)
         value_g = np.array([of_label[place] for place in known], dtype=str)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from manifpt.analysis.choices import Choices
+from manifpt.analysis.designs import Designs
 from manifpt.analysis.maps import images_for_maps, tsne, umap
 from manifpt.analysis.overlap import Reals, overlap
 from manifpt.analysis.sample import Sample, embeddings_known, few, open_sample
@@ -40,7 +40,7 @@ class Work:
         run, space: whose artifacts.
         stage: of `STAGES`.
         choice, group_column: which rows.
-        choices: the design table, if there is one.
+        designs: the design table, if there is one.
         attributor: a bundle on this space, whose features then stand for the images; None: principal components do.
         seed: of all that is drawn.
     """
@@ -50,7 +50,7 @@ class Work:
     stage: str
     choice: Choice
     group_column: str | None
-    choices: Choices | None
+    designs: Designs | None
     attributor: str | None
     seed: int
 
@@ -132,10 +132,10 @@ def _structure(sample: Sample, work: Work, trained: Attributor | None) -> tuple[
         "separability": separability(artifact_bd, label_b, work.seed) if len(sample.labels) > 1 else None,
         "alignment": None,
     }
-    if work.choices is not None:
+    if work.designs is not None:
         feature_bf, feature_label_b, _ = _features(sample, trained, work.seed, None)
         numbers["alignment"] = alignments(
-            distances["energy_distance"], feature_bf, feature_label_b, sample.labels, work.choices, work.seed
+            distances["energy_distance"], feature_bf, feature_label_b, sample.labels, work.designs, work.seed
         )
     return numbers, {}
 

@@ -7,13 +7,13 @@ touches no image, and `select` works on manifest rows, never on pixels.
 from __future__ import annotations
 
 from manifpt.recipes.framing import framed, framed_name, framed_table
-from manifpt.recipes.load import designs, families, labels, recipe, shipped
-from manifpt.recipes.schema import Cross, Design, Images, Part, Provenance, Real, Recipe, Source
+from manifpt.recipes.load import families, labels, recipe, shipped
+from manifpt.recipes.schema import Cross, Images, Part, Provenance, Real, Recipe, Source
 from manifpt.recipes.select import Selected, inputs, select
 from manifpt.recipes.tables import Score, paper_table2, paper_table4
 
 __all__ = [
-    "Cross", "Design", "Images", "Part", "Provenance", "Real", "Recipe", "Score", "Selected", "Source", "designs",
+    "Cross", "Images", "Part", "Provenance", "Real", "Recipe", "Score", "Selected", "Source",
     "families", "framed", "framed_name", "framed_table", "inputs", "labels", "paper_table2", "paper_table4", "recipe",
     "select", "shipped",
 ]  # fmt: skip

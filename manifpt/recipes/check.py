@@ -61,21 +61,21 @@ def _check_sources(recipe: Recipe, where: str) -> None:
             raise ConfigError(f"{where}: {source.name}: file is for the layout parquet, which needs it.")
         if source.images is not None and source.images < 1:
             raise ConfigError(f"{where}: {source.name}: images is 1 or more, or left out.")
-        facts = {"design": source.design, "checkpoint": source.checkpoint, "sampling": source.sampling}
+        facts = {"checkpoint": source.checkpoint, "sampling": source.sampling}
         for name, fact in facts.items():
             if (fact is None) != (getattr(source.provenance, name) is None):
                 raise ConfigError(f"{where}: {source.name}: {name} and provenance.{name} come together or not at all.")
 
 
 def _check_merges(recipe: Recipe, where: str) -> None:
-    """Sources of one label are one generator: of one family and one design."""
+    """Sources of one label are one generator: of one family."""
     first: dict[str, Source] = {}
     for source in recipe.sources:
         other = first.setdefault(source.class_label, source)
-        if (other.family, other.design) != (source.family, source.design):
+        if other.family != source.family:
             raise ConfigError(
-                f"{where}: {other.name} and {source.name} share the label {source.class_label!r}, but not the family "
-                "and the design; give them labels of their own."
+                f"{where}: {other.name} and {source.name} share the label {source.class_label!r}, but not the family; "
+                "give them labels of their own."
             )
     for source in recipe.sources:
         other = first.get(source.name, source)

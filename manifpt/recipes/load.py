@@ -14,9 +14,9 @@ import yaml
 from manifpt.errors import ConfigError
 from manifpt.manifest import REAL
 from manifpt.recipes.check import checked
-from manifpt.recipes.schema import Design, Recipe
+from manifpt.recipes.schema import Recipe
 
-__all__ = ["built", "designs", "families", "labels", "parsed", "read_yaml", "recipe", "shipped"]
+__all__ = ["built", "families", "labels", "parsed", "read_yaml", "recipe", "shipped"]
 
 _TABLES = "paper_tables"  # lies among the recipes, and is none
 
@@ -53,11 +53,6 @@ def labels(recipe: Recipe) -> dict[str, str]:
 def families(recipe: Recipe) -> dict[str, str]:
     """Label -> family; the reals are a family of their own."""
     return {source.class_label: str(source.family) for source in recipe.used} | {REAL: REAL}
-
-
-def designs(recipe: Recipe) -> dict[str, Design | None]:
-    """Label -> design choices; None where not one is known. The reals have no design and no entry."""
-    return {source.class_label: source.design for source in recipe.used}
 
 
 def read_yaml(name_or_path: str, is_shipped: bool = False) -> Any:

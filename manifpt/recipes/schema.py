@@ -9,22 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Cross", "Design", "Images", "Part", "Provenance", "Real", "Recipe", "Source"]
+__all__ = ["Cross", "Images", "Part", "Provenance", "Real", "Recipe", "Source"]
 
 Family = Literal["gan", "vae", "flow", "score", "autoregressive"]
 Tag = Literal["paper-fig", "author-log", "author-code", "repo", "set-readme", "recollection"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Design:
-    """Design choices of a generator: the columns of the paper's Table 5. None: not known."""
-
-    up: str | None
-    down: str | None
-    norm: str | None
-    nonlinearity: str | None
-    skip: str | None
-    loss: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +25,6 @@ class Provenance:
     """
 
     listed: Tag
-    design: Tag | None = None
     checkpoint: Tag | None = None
     sampling: Tag | None = None
 
@@ -52,7 +39,7 @@ class Source:
         file: the Parquet file under the images' root; None in the layout `folders`.
         label: the class; None: the name.
         images: how many there are, where that is known.
-        design, checkpoint, sampling: None where not known.
+        checkpoint, sampling: None where not known.
         provenance: how the facts are known.
         note: one remark.
         exclude: why the source is left out; None: it is used.
@@ -64,7 +51,6 @@ class Source:
     file: str | None = None
     label: str | None = None
     images: int | None = None
-    design: Design | None = None
     checkpoint: str | None = None
     sampling: str | None = None
     note: str | None = None

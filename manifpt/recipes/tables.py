@@ -49,5 +49,5 @@ def paper_table4() -> Mapping[str, Mapping[str, float]]:
 
 
 def paper_table5() -> Mapping[str, Mapping[str, float]]:
-    """Method -> design choice (named as in `Design`) -> NMI with clusters of fingerprints, in the paper's order."""
+    """Method -> design choice (as `manifpt.analysis.designs` names it) -> NMI with clusters, in the paper's order."""
     return _tables().table5

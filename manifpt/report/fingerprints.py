@@ -43,7 +43,7 @@ _OVERLAP = (
     ("MMD² cubic (KID)", "kid"),
     ("MMD² Gaussian", "mmd_gaussian"),
 )
-_PAPER_CHOICES = ("up", "nonlinearity", "norm", "down", "skip", "loss")
+_PAPER_CHOICES = ("upsampling", "nonlinearity", "normalization", "downsampling", "skip", "loss")
 
 
 def publish_report(document: Mapping[str, Any], arrays: Arrays, output: str) -> None:
@@ -182,7 +182,7 @@ def _structure_parts(space: str, found: Mapping[str, Any], labels: list[str]) ->
     if len(labels) > 1:
         text = (
             "A tree of labels by average linkage of the energy distance of their artifacts, and the distances in the "
-            "tree's order. Labels that join far from their names have unlike fingerprints. report.json has all distances."
+            "tree's order. Labels that join far from their names have unlike fingerprints; report.json has all numbers."
         )
         picture = draw_distances(labels, distance_ss, "energy distance")
         parts.append(Figure(f"{space}-distances", f"{space}: distances between fingerprints", text, picture))
@@ -199,10 +199,11 @@ def _structure_parts(space: str, found: Mapping[str, Any], labels: list[str]) ->
 def _designs(document: Mapping[str, Any]) -> Section:
     designs, choices = document["designs"], tuple(document["designs"]["choices"])
     rows = tuple(
-        (f"{label} (unverified)" if label in designs["unverified"] else label, *(values.get(name) for name in choices))
+        (label, *(_cell(values[name], name in designs["unverified"].get(label, ())) for name in choices))
         for label, values in designs["generators"].items()
     )
-    parts: list[Table | Figure] = [Table("Design choices", ("label", *choices), rows)]
+    notes: tuple[str, ...] = ("A value with a question mark was not checked in the generator's code.",)
+    parts: list[Table | Figure] = [Table("Design choices", ("label", *choices), rows, notes)]
     by_space: dict[str, dict[str, float | None]] = {}
     scores = []
     for space, found in document["spaces"].items():
@@ -253,6 +254,10 @@ def _designs(document: Mapping[str, Any]) -> Section:
         else "Over the sweep, no choice is followed more than chance explains at 5 %."
     )
     return Section("Design choices", (found_text,), tuple(parts))
+
+
+def _cell(value: str | None, unverified: bool) -> str | None:
+    return f"{value} ?" if value is not None and unverified else value
 
 
 def _attributor(space: str, reached: Mapping[str, Any]) -> Section:

@@ -20,7 +20,6 @@ from manifpt.manifest import Manifest, write_manifest
 from manifpt.recipes import (
     Part,
     Recipe,
-    designs,
     families,
     framed,
     framed_name,
@@ -81,7 +80,6 @@ def test_every_recipe_that_is_shipped_loads() -> None:
         found = recipe(name)
         assert found.name == name
         assert set(labels(found).values()) == set(families(found))
-        assert set(families(found)) == {"real", *designs(found)}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +103,7 @@ def test_the_papers_sets_hold_the_generators_of_its_table_1(
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_cross_recipes_map_labels_both_ways_to_labels_that_exist_with_equal_designs(name: str) -> None:
+def test_cross_recipes_map_labels_both_ways_to_labels_that_exist(name: str) -> None:
     here = recipe(name)
     [cross] = here.cross
     there = recipe(cross.recipe)
@@ -115,7 +113,6 @@ def test_cross_recipes_map_labels_both_ways_to_labels_that_exist_with_equal_desi
     assert cross.table4 in paper_table4()["Wang20"]
     for label, other in cross.labels.items():
         assert families(here)[label] == families(there)[other]
-        assert label == "real" or designs(here)[label] == designs(there)[other]
 
 
 def test_what_two_sets_of_the_paper_share_is_what_table_1_lists_in_both() -> None:
@@ -274,8 +271,6 @@ def test_a_set_without_reals_or_without_enough_images_is_refused(tmp_path: Path)
         select(recipe("gm_mnist"), rows)
 
 
-DESIGN = dict.fromkeys(["up", "down", "norm", "nonlinearity", "skip", "loss"])
-KNOWN = {"listed": "repo", "design": "repo"}
 PARQUET = {"layout": "parquet", "source_column": "gm"}
 
 
@@ -294,14 +289,9 @@ PARQUET = {"layout": "parquet", "source_column": "gm"}
         ({"sources": [of("a", family="cat")]}, "family is 'cat'; choose gan, vae"),
         ({"sources": [{"name": "a", "family": "gan"}]}, "sources: a: the field 'provenance' is missing"),
         ({"sources": [of("a", provenance={"listed": "hearsay"})]}, "listed is 'hearsay'; choose paper-fig"),
-        ({"sources": [of("a", design={"up": None})]}, "design: the field 'down' is missing"),
-        ({"sources": [of("a", design=DESIGN)]}, "design and provenance.design come together"),
+        ({"sources": [of("a", checkpoint="x")]}, "checkpoint and provenance.checkpoint come together"),
         ({"sources": [of("a", file="a.parquet")]}, "file is for the layout parquet"),
         ({"sources": [of("a", label="x"), of("b", label="x", family="vae")]}, "a and b share the label 'x'"),
-        (
-            {"sources": [of("a", label="x"), of("b", label="x", design=DESIGN, provenance=KNOWN)]},
-            "share the label 'x', but not the family and the design",
-        ),
         ({"sources": [of("a", label="x"), of("b", label="a")]}, "a is a source with the label 'x', and the label of b"),
         ({"images": {"layout": "folders", "source_column": "gm"}}, "source_column is for the layout parquet"),
         ({"images": {"layout": "folders", "keep_columns": ["x"]}}, "image files have no columns"),
@@ -408,17 +398,17 @@ def test_names_and_files_that_are_no_recipe(tmp_path: Path) -> None:
         recipe(str(tmp_path / "bad.yaml"))
 
 
-def test_a_design_merged_in_may_be_overridden_but_no_key_stands_twice(tmp_path: Path) -> None:
-    text = Path(written(tmp_path)).read_text() + "note: &n x\n"
-    one = (
-        "- {name: a, family: gan, design: &d {up: u, down: null, norm: null, nonlinearity: null, skip: null, loss: l},"
-    )
-    two = "- {name: b, family: gan, design: {<<: *d, loss: m}, provenance: {listed: repo, design: repo}}\n"
-    text = text.partition("sources:")[0] + f"sources:\n{one} provenance: {{listed: repo, design: repo}}}}\n{two}"
+def test_what_is_merged_in_may_be_overridden(tmp_path: Path) -> None:
+    text = Path(written(tmp_path)).read_text()
+    one = "- &a {name: a, family: gan, provenance: {listed: repo}}\n"
+    two = "- {<<: *a, name: b, label: c}\n"
     tail = yaml.safe_dump({name: SMALL[name] for name in ("spaces", "title")})
-    (tmp_path / "merged.yaml").write_text(text + tail)
-    found = designs(recipe(str(tmp_path / "merged.yaml")))
-    assert [(design.up, design.loss) for design in found.values() if design] == [("u", "l"), ("u", "m")]
+    (tmp_path / "merged.yaml").write_text(text.partition("sources:")[0] + f"sources:\n{one}{two}" + tail)
+    found = recipe(str(tmp_path / "merged.yaml")).sources
+    assert [(source.name, source.family, source.class_label) for source in found] == [
+        ("a", "gan", "a"),
+        ("b", "gan", "c"),
+    ]
 
 
 def noise(height_px: int, width_px: int) -> np.ndarray:
