@@ -1,0 +1,126 @@
+"""What an analysis measures: overlap with the reals, structure of fingerprints, and which rows it looks at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manifpt.analysis.designs import Designs
+from manifpt.analysis.overlap import Reals, overlap
+from manifpt.analysis.sample import few, open_sample
+from manifpt.analysis.structure import alignments, fingerprint_distances, images_for_pairs, principal, separability
+from manifpt.analysis.tasks import STAGES, Work, measure
+from manifpt.attributor.examples import Choice
+from manifpt.errors import ConfigError
+from tests.helpers.runs import artifacts_of, make_run, rows_of
+
+RNG = np.random.default_rng(0)
+REALS = RNG.standard_normal((60, 8)).astype(np.float32)
+
+
+def test_a_generator_that_copies_two_reals_has_precision_1_no_fingerprint_and_little_recall() -> None:
+    found = overlap(Reals.of(REALS, 0), np.repeat(REALS[:2], 20, axis=0), np.zeros(40))
+    assert (found["precision"], found["mean_artifact_norm"]) == (1.0, 0.0)
+    assert found["recall"] < 0.1
+    assert found["wasserstein_bound"] == found["mean_reverse_norm"] > 0
+
+
+def test_what_is_far_from_the_reals_is_far_by_every_measure() -> None:
+    reals = Reals.of(REALS, 0)
+    near, far = (RNG.standard_normal((50, 8)).astype(np.float32) + shift for shift in (0, 3))
+    norms = [np.linalg.norm(rows[:, None] - REALS, axis=2).min(axis=1) for rows in (near, far)]
+    one, other = overlap(reals, near, norms[0]), overlap(reals, far, norms[1])
+    larger = ("energy_distance", "kid", "mmd_gaussian", "frechet_distance", "sliced_wasserstein", "wasserstein_bound")
+    assert all(one[name] < other[name] for name in larger)
+    assert all(one[name] > other[name] for name in ("precision", "density", "coverage"))
+
+
+def test_a_source_of_few_images_is_only_counted() -> None:
+    assert overlap(Reals.of(REALS, 0), REALS[:5], np.zeros(5)) == {"images": 5}
+    with pytest.raises(ConfigError, match="The reference has 5 images"):
+        Reals.of(REALS[:5], 0)
+
+
+def fingerprints(means: list[list[float]], images: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    label_b = np.repeat(np.arange(len(means)), images)
+    noise = np.random.default_rng(1).standard_normal((len(label_b), len(means[0])))
+    return (noise * 0.1 + np.array(means)[label_b]).astype(np.float32), label_b
+
+
+LABELS = ("a", "b", "c", "d", "real")
+
+
+def test_clusters_that_follow_a_choice_are_found_and_others_are_not() -> None:
+    artifact_bd, label_b = fingerprints([[5, 0, 0], [5, 1, 0], [-5, 0, 0], [-5, 1, 0], [0, 0, 9]])
+    distances = fingerprint_distances(artifact_bd, label_b, 5)
+    for distance_ss in distances.values():
+        assert distance_ss[0, 1] < distance_ss[0, 2]
+        np.testing.assert_array_equal(distance_ss, distance_ss.T)
+    values = {"a": "xxp1", "b": "xxq2", "c": "yxp3", "d": "yxq4", "e": "yzq5"}
+    value = {label: dict(zip(("up", "one", "norm", "own"), word, strict=True)) for label, word in values.items()}
+    designs = Designs(("up", "norm", "one", "own"), value, {})
+    found = alignments(distances["energy_distance"], principal(artifact_bd, 0), label_b, LABELS, designs, 0)
+    assert found["up"]["generators"] == 4, "reals have no design"
+    assert found["up"]["images"]["at_values"]["nmi"]["value"] == pytest.approx(1)
+    assert found["up"]["tree"]["at_values"]["nmi"]["value"] == pytest.approx(1)
+    assert found["norm"]["images"]["at_values"]["nmi"]["value"] == pytest.approx(0)
+    assert found["one"]["why_not"] == "all share one value"
+    assert found["own"]["why_not"] == "each generator has a value of its own"
+
+
+def test_a_choice_known_of_few_generators_is_not_judged() -> None:
+    artifact_bd, label_b = fingerprints([[5, 0], [0, 5], [-5, 0], [0, -5]])
+    designs = Designs(("up",), {"a": {"up": "x"}, "b": {"up": "y"}, "c": {"up": "y"}, "d": {"up": None}}, {})
+    distance_ss = fingerprint_distances(artifact_bd, label_b, 4)["energy_distance"]
+    found = alignments(distance_ss, artifact_bd, label_b, LABELS[:4], designs, 0)
+    assert found["up"]["why_not"] == "known of 3 generators, 4 are needed"
+
+
+def test_separable_fingerprints_are_called_so() -> None:
+    apart = separability(*fingerprints([[5.0, 0.0], [-5.0, 0.0]]), seed=0)
+    mixed = separability(*fingerprints([[0.0, 0.0], [0.0, 0.0]]), seed=0)
+    assert apart["leave_one_out_accuracy"] == 1
+    assert abs((mixed["leave_one_out_accuracy"] or 0) - 0.5) < 0.25
+    assert (apart["silhouette"] or 0) > 0.9 > 0.1 > (mixed["silhouette"] or 0)
+
+
+@given(st.integers(1, 30), st.integers(1, 200_000))
+def test_pairs_are_few_enough_to_be_looked_at(labels: int, dims: int) -> None:
+    images = images_for_pairs(labels, dims)
+    assert images == 16 or (images * labels) ** 2 * dims <= 5e11
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 20))
+def test_few_rows_are_as_many_as_asked_for_and_do_not_depend_on_their_order(labels: list[int], most: int) -> None:
+    label_b, ids = np.array(labels), [f"{n:03d}" for n in range(len(labels))]
+    kept = few(label_b, ids, most)
+    for label in set(labels):
+        assert (label_b[kept] == label).sum() == min(most, labels.count(label))
+    assert len(set(kept.tolist())) == len(kept)
+    turned = few(label_b[::-1], ids[::-1], most)
+    assert {ids[row] for row in kept} == {ids[::-1][row] for row in turned}
+
+
+def test_a_sample_has_its_rows_in_order_whatever_shards_they_lie_in(tmp_path: Path) -> None:
+    rows = rows_of({"gan": 20, "vae": 13})
+    one, other = (make_run(tmp_path / name, rows, shard_rows=size) for name, size in (("one", 5), ("other", 33)))
+    samples = [open_sample(str(run), "rgb", Choice(labels={}, is_test=True)) for run in (one, other)]
+    assert samples[0].image_ids == samples[1].image_ids
+    np.testing.assert_array_equal(samples[0].artifact_bd, samples[1].artifact_bd)
+    by_id = dict(zip(rows["image_id"].to_pylist(), artifacts_of(rows), strict=True))
+    for image_id, artifact_d in zip(samples[0].image_ids, samples[0].artifact_bd, strict=True):
+        np.testing.assert_array_equal(artifact_d, by_id[image_id].reshape(-1))
+
+
+def test_a_label_of_one_image_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", rows_of({"gan": 8, "vae": 1}))
+    work = Work(run=str(run), space="rgb", stage="structure", choice=Choice(labels={}), group_column=None, designs=None,
+                attributor=None, seed=0)  # fmt: skip
+    with pytest.raises(ConfigError, match="vae has one image, and a fingerprint needs two: --min-images 2"):
+        measure(work)
+    assert set(STAGES) == {"overlap", "structure", "maps"}
