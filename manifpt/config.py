@@ -19,6 +19,7 @@ __all__ = [
     "DenoiserConfig",
     "EncoderConfig",
     "EvaluateConfig",
+    "ExplainConfig",
     "IndexConfig",
     "ReferenceConfig",
     "ReproduceConfig",
@@ -242,6 +243,26 @@ class EvaluateConfig(RowsConfig):
     """Its name in the tables. Default: that of the first run's folder."""
     paper_column: str | None = None
     """Show the paper's Table 2 beside: cifar10, celeba, chq or ffhq."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """Measures one image and writes an evidence panel: evidence.png and evidence.json."""
+
+    image: str
+    """One image file."""
+    attributor: str
+    """The attributor bundle."""
+    artifacts: str
+    """The finished run that it was trained on."""
+    output: str
+    """A folder or prefix."""
+    reference: str | None = None
+    """The reference bundle, where it was moved. Default: that of the run."""
+    denoiser: str | None = None
+    """Of a run by --estimate denoiser: the folder that jobs/train_denoiser.py made."""
+    labels: str | None = None
+    """YAML that maps the run's sources to the attributor's labels, as it was trained. Default: they are the same."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""What artifacts say of generators and of single images."""
