@@ -192,18 +192,17 @@ def _tested(uri: str, named: str, labels: Sequence[str]) -> dict[str, Any]:
     """What the bundle's metrics say of the attributor and of one label; null where they don't."""
     try:
         metrics = json.loads(store_of(uri).read(join(uri, "metrics.json")))
+        number = labels.index(named)
+        return {
+            "accuracy": _share(metrics["accuracy"]),
+            "calibration_error": _share(metrics["calibration_error"]),
+            "precision": _share(metrics["precision"][number]),
+            "test_images": int(metrics["test_images"][number]),
+        }
     except FileNotFoundError:
-        metrics = {}
-    except ValueError as error:
-        raise ConfigError(f"The metrics of {uri} are damaged ({error}); train it again.") from error
-    number = labels.index(named)
-    images = metrics.get("test_images", [0] * len(labels))[number]
-    return {
-        "accuracy": _share(metrics.get("accuracy")),
-        "calibration_error": _share(metrics.get("calibration_error")),
-        "precision": _share(metrics.get("precision", [None] * len(labels))[number]),
-        "test_images": int(images),
-    }
+        return {"accuracy": None, "calibration_error": None, "precision": None, "test_images": 0}
+    except (LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"The metrics of {uri} are damaged ({error!r}); train it again.") from error
 
 
 def _share(value: Any) -> float | None:
@@ -212,7 +211,10 @@ def _share(value: Any) -> float | None:
 
 def _nearest(bundle: Bundle, found: Measured) -> tuple[list[dict[str, Any]], list[np.ndarray | None]]:
     """The nearest reals, and the pixels of each; None where they are gone or were changed since."""
-    rows = {row["image_id"]: row for row in listed_images(bundle.uri, found.image_ids)}
+    try:
+        rows = {row["image_id"]: row for row in listed_images(bundle.uri, found.image_ids)}
+    except FileNotFoundError as error:
+        raise ConfigError(f"The reference {bundle.uri} has lost its list of images: build it again.") from error
     pixels = pixels_of(list(rows.values()))
     nearest, pictures = [], []
     for image_id, distance in zip(found.image_ids, found.distance_k.tolist(), strict=True):

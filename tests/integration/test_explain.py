@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from manifpt.attributor.networks import make_network
 from manifpt.config import ArtifactsConfig, ExplainConfig, IndexConfig, ReferenceConfig
 from manifpt.decode import content_hash, decode
 from manifpt.errors import ConfigError
-from manifpt.estimates import Estimate
+from manifpt.estimates.denoiser import Denoiser, save_denoiser
 from manifpt.reader import read_artifacts, read_plan
 from manifpt.runs import build_reference, compute_artifacts, index_images
-from tests.helpers.cluster import job, must
+from tests.helpers.cluster import ROOT, job, must
 from tests.helpers.images import bad_files, encoded, picture, sample_files, write_files
 from tests.helpers.runs import without_ray
 
@@ -96,7 +97,7 @@ def test_a_new_image_is_explained_by_the_job_without_ray(made: Path, tmp_path: P
     (tmp_path / "ray.py").write_text("raise ImportError('no Ray here')\n")
     arguments = config_of(made, tmp_path / "out", made / "unseen.png")
     flags = [f"--{name}={getattr(arguments, name)}" for name in ("image", "attributor", "artifacts", "output")]
-    said = must(job("explain_image", *flags, env={"PYTHONPATH": str(tmp_path)}))
+    said = must(job("explain_image", *flags, env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}))
     assert said.startswith("Conclusive by the rules") and "vae, 90.0% (55.0% needed)" in said
     found = json.loads((tmp_path / "out" / "evidence.json").read_text())
     data, plan = (made / "unseen.png").read_bytes(), read_plan(str(made / "nearest"))
@@ -114,8 +115,8 @@ def test_a_new_image_is_explained_by_the_job_without_ray(made: Path, tmp_path: P
 
 @pytest.mark.parametrize("estimate", ["nearest", "mean"])
 def test_an_image_of_the_run_gets_the_runs_own_numbers(made: Path, tmp_path: Path, estimate: str) -> None:
-    (table,) = [t for t in read_artifacts(str(made / estimate), "rgb") if "vae/" in t["image_id"][-1].as_py()]
-    row = table.slice(len(table) - 1).to_pylist()[0]
+    *_, last = read_artifacts(str(made / estimate), "rgb")
+    row = last.select(["uri", "distance"]).to_pylist()[-1]
     found = explained(made, tmp_path, Path(row["uri"]), estimate)
     assert found["artifact"]["norm"] == pytest.approx(row["distance"], rel=1e-6)
     reals = {path: decode(path.read_bytes()) / 255 for path in sorted((made / "reals").rglob("*.png"))}
@@ -156,6 +157,31 @@ def test_a_real_that_was_changed_since_is_not_shown_as_evidence(made: Path, tmp_
     finally:
         uri.write_bytes(data)
     assert [near["unchanged"] for near in nearest] == [False, True, True, True, True]
+
+
+def test_a_run_by_a_denoiser_needs_it_and_refuses_what_it_has_learned(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_ray(monkeypatch)
+    denoiser, run = tmp_path / "denoiser", tmp_path / "run"
+    facts = {"color": "rgb", "reference_digest": read_plan(str(made / "nearest")).reference_digest}
+    save_denoiser(Denoiser(width=6, depth=3), str(denoiser), facts)
+    compute_artifacts(
+        ArtifactsConfig(
+            manifest=str(made / "queries.parquet"), reference=str(made / "reference"), output=str(run),
+            estimate="denoiser", denoiser=str(denoiser),
+        )
+    )  # fmt: skip
+    parts: dict[str, Any] = {"artifacts": run, "attributor": write_attributor(tmp_path / "attributor", run)}
+    (row,) = [t.select(["uri", "distance"]).to_pylist()[0] for t in read_artifacts(str(run), "rgb")]
+    found = explained(made, tmp_path / "out", Path(row["uri"]), denoiser=denoiser, **parts)
+    assert found["artifact"]["norm"] == pytest.approx(row["distance"], rel=1e-4)
+    assert len(found["nearest_reals"]) == 5
+    with pytest.raises(ConfigError, match="say where it is with --denoiser"):
+        explain_image(config_of(made, tmp_path / "out", made / "unseen.png", **parts))
+    original = sorted((made / "reals").rglob("*.png"))[0]
+    with pytest.raises(ConfigError, match="is in the reference, from which the denoiser has learned it"):
+        explain_image(config_of(made, tmp_path / "out", original, denoiser=denoiser, **parts))
 
 
 def test_sources_are_called_as_the_label_map_says(made: Path, tmp_path: Path) -> None:
@@ -214,12 +240,12 @@ def test_what_does_not_belong_together_is_refused(made: Path, tmp_path: Path) ->
     assert "is not the one of" in refused(reference=moved)
     assert "--denoiser is for runs" in refused(denoiser=tmp_path)
     assert "There is no run" in refused(artifacts=tmp_path / "nothing")
-    run = shutil.copytree(made / "nearest", tmp_path / "denoised")
-    plan = json.loads((run / "plan.json").read_text())
-    estimate = Estimate(name="denoiser", weights_sha256="2" * 64).identity()
-    (run / "plan.json").write_text(json.dumps(plan | {"estimate": estimate}))
-    denoised = write_attributor(tmp_path / "of_denoised", run)
-    assert "say where it is with --denoiser" in refused(artifacts=run, attributor=denoised)
+    (moved / "reference.parquet").unlink()
+    shutil.copy(made / "reference" / "bundle.json", moved / "bundle.json")
+    assert "lost its list of images" in refused(reference=moved)
+    (other / "metrics.json").write_text('{"accuracy": 1.0}')
+    shutil.copy(made / "attributor_nearest" / "config.json", other / "config.json")
+    assert "metrics" in refused(attributor=other) and "damaged" in refused(attributor=other)
     assert not (tmp_path / "out").exists()
 
 
