@@ -27,7 +27,7 @@ from manifpt.spaces.pixels import pixels
 __all__ = ["draw_evidence", "literal"]
 
 _WIDTH_IN, _HEAD_IN, _FOOT_IN, _LINE_IN = 12.0, 1.35, 0.2, 0.149
-_ROWS_IN = (2.45, 0.55, 2.0, 0.7, 2.7, 0.65)  # pictures, nearest reals, charts; with a gap below each
+_ROWS_IN = (2.45, 0.8, 2.0, 0.7, 2.7, 0.65)  # pictures, nearest reals, charts; with a gap below each
 _DPI = 100
 _MOST_ROWS = 8  # of labels and of sources
 _LINE = 79  # characters that half a page holds, in the small font
@@ -107,7 +107,9 @@ def _pictures(
         cells[0], image_hwc, "The image", f"{image['width_px']} x {image['height_px']} px, {literal(image['format'])}"
     )
     seen = pixels(view_chw[None], spec.color)[0]
-    _show(cells[1], spectrum_picture(seen), "Its spectrum", "log magnitude, low frequencies inside")
+    _show(
+        cells[1], spectrum_picture(seen), "Its spectrum, as the space sees it", "log magnitude, low frequencies inside"
+    )
     norm = f"|a| = {evidence['artifact']['norm']:.3f}"
     shown = artifact.astype(np.float32)
     if artifact.ndim == 3:

@@ -72,7 +72,7 @@ def say_evidence(evidence: dict[str, Any], output: str) -> str:
     found, first = evidence["verdict"], evidence["probabilities"][0]
     nearest = evidence["nearest_reals"][0]
     lines = [
-        f"Conclusive by the rules below: {plain(found['source'])}" if found["conclusive"] else "Inconclusive.",
+        f"Conclusive by all rules: {plain(found['source'])}" if found["conclusive"] else "Inconclusive.",
         *(f"  - {plain(reason, 300)}" for reason in found["reasons"]),
         f"  most probable label {plain(first['label'])}, {100 * first['probability']:.1f}% "
         f"({100 * evidence['attributor']['threshold']:.1f}% needed)",
