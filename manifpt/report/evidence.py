@@ -88,7 +88,7 @@ def _head(figure: Figure, evidence: dict[str, Any], height_in: float) -> None:
     found = evidence["verdict"]
     title = f"Attributed to {literal(found['source'], 50)}" if found["conclusive"] else "Inconclusive"
     figure.text(0.03, 1 - 0.35 / height_in, title, fontsize=_LARGE, fontweight="bold", va="center")
-    figure.text(0.03, 1 - 0.67 / height_in, literal(evidence["image"]["uri"], 120), fontsize=_USUAL, va="center")
+    figure.text(0.03, 1 - 0.67 / height_in, literal(evidence["image"]["uri"], 100), fontsize=_USUAL, va="center")
     meaning = evidence["meaning"]["verdict"]
     figure.text(0.03, 1 - 0.9 / height_in, meaning, fontsize=_USUAL, va="center", style="italic")
 
@@ -104,7 +104,10 @@ def _pictures(
 ) -> None:  # fmt: skip
     image = evidence["image"]
     _show(
-        cells[0], image_hwc, "The image", f"{image['width_px']} x {image['height_px']} px, {literal(image['format'])}"
+        cells[0],
+        image_hwc,
+        "The image",
+        f"{image['width_px']} x {image['height_px']} px, {literal(image['format'], 8)}",
     )
     seen = pixels(view_chw[None], spec.color)[0]
     _show(
@@ -128,7 +131,7 @@ def _nearest(cells: Any, rows: Sequence[dict[str, Any]], nearest: Sequence[np.nd
     for cell in cells[len(rows) :]:
         cell.set_axis_off()
     for number, (cell, row, picture) in enumerate(zip(cells, rows, nearest, strict=False), 1):
-        title, below = f"Nearest real {number}, at {row['distance']:.3f}", literal(row["image_id"], 30)
+        title, below = f"Nearest real {number}, at {row['distance']:.3f}", literal(row["image_id"], 24)
         if picture is None:
             picture = np.full((1, 1, 3), 255, np.uint8)
             cell.text(0.5, 0.5, "gone or changed", ha="center", va="center", fontsize=_USUAL, transform=cell.transAxes)
@@ -147,7 +150,7 @@ def _probabilities(axes: Axes, evidence: dict[str, Any]) -> None:
     axes.set_xticks(range(0, 101, 25))
     axes.set_xlabel(f"%; dashed: {least:.1f}% needed, 50 and the calibration error", fontsize=_SMALL)
     left = len(evidence["probabilities"]) - len(rows)
-    _rows(axes, [row["label"] for row in rows], "Probability of each label, calibrated", left)
+    _rows(axes, [plain(row["label"], 20) for row in rows], "Probability of each label, calibrated", left)
 
 
 def _distances(axes: Axes, evidence: dict[str, Any]) -> None:
@@ -167,9 +170,9 @@ def _distances(axes: Axes, evidence: dict[str, Any]) -> None:
     axes.axvline(norm, color="black", linestyle="--", linewidth=1)
     axes.set_xlabel("distance |a|; box: middle half; whiskers: middle 99%; dashed: this image", fontsize=_SMALL)
     ticks = [
-        f"{plain(name, 22)}\n{sources[name]['images']:,} images, P {sources[name]['percentile']:.1f}" for name in shown
+        f"{plain(name, 20)}\n{sources[name]['images']:,} images, P {sources[name]['percentile']:.1f}" for name in shown
     ]
-    _rows(axes, ticks, "Distances of the run's sources (P: this image's percentile)", len(names) - len(shown))
+    _rows(axes, ticks, "Distances of sources (P: this image's percentile)", len(names) - len(shown))
 
 
 def _box(quantiles: dict[str, float]) -> dict[str, Any]:
@@ -221,10 +224,10 @@ def _custody(evidence: dict[str, Any]) -> list[str]:
         lines += [name, f"  {value}"]
     versions = evidence["tool"]["versions"]
     said = ", ".join(f"{name} {versions[name]}" for name in ("manifpt", "torch", "numpy", "pillow") if name in versions)
-    estimate = evidence["run"]["estimate"]["name"]
+    space, estimate = plain(evidence["run"]["space"]["name"], 20), evidence["run"]["estimate"]["name"]
     return [
         *lines,
-        f"space {evidence['run']['space']['name']}, x* by {estimate}, {evidence['reference']['images']:,} reals",
+        f"space {space}, x* by {estimate}, {evidence['reference']['images']:,} reals",
         said,
     ]
 
