@@ -89,8 +89,7 @@ def _head(figure: Figure, evidence: dict[str, Any], height_in: float) -> None:
     title = f"Attributed to {literal(found['source'], 50)}" if found["conclusive"] else "Inconclusive"
     figure.text(0.03, 1 - 0.35 / height_in, title, fontsize=_LARGE, fontweight="bold", va="center")
     figure.text(0.03, 1 - 0.67 / height_in, literal(evidence["image"]["uri"], 100), fontsize=_USUAL, va="center")
-    meaning = evidence["meaning"]["verdict"]
-    figure.text(0.03, 1 - 0.9 / height_in, meaning, fontsize=_USUAL, va="center", style="italic")
+    figure.text(0.03, 1 - 0.9 / height_in, evidence["meaning"]["verdict"], fontsize=_USUAL, va="center", style="italic")
 
 
 def _has_spectrum(artifact: np.ndarray, spec: SpaceSpec) -> bool:
@@ -225,11 +224,7 @@ def _custody(evidence: dict[str, Any]) -> list[str]:
     versions = evidence["tool"]["versions"]
     said = ", ".join(f"{name} {versions[name]}" for name in ("manifpt", "torch", "numpy", "pillow") if name in versions)
     space, estimate = plain(evidence["run"]["space"]["name"], 20), evidence["run"]["estimate"]["name"]
-    return [
-        *lines,
-        f"space {space}, x* by {estimate}, {evidence['reference']['images']:,} reals",
-        said,
-    ]
+    return [*lines, f"space {space}, x* by {estimate}, {evidence['reference']['images']:,} reals", said]
 
 
 def _words(axes: Axes, lines: Sequence[str]) -> None:
