@@ -20,6 +20,7 @@ __all__ = [
     "DenoiserConfig",
     "EncoderConfig",
     "EvaluateConfig",
+    "ExplainConfig",
     "IndexConfig",
     "ReferenceConfig",
     "ReproduceConfig",
@@ -262,6 +263,26 @@ class AnalyzeConfig(RowsConfig):
     """Bundles trained on this run, one for a space: their features of test images are then clustered and mapped."""
     seed: int = 0
     """Of all that is drawn."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """Measures one image and writes an evidence panel: evidence.png and evidence.json."""
+
+    image: str
+    """One image file."""
+    attributor: str
+    """The attributor bundle."""
+    artifacts: str
+    """The finished run that it was trained on."""
+    output: str
+    """A folder or prefix."""
+    reference: str | None = None
+    """The reference bundle, where it was moved. Default: that of the run."""
+    denoiser: str | None = None
+    """Of a run by --estimate denoiser: the folder that jobs/train_denoiser.py made."""
+    labels: str | None = None
+    """YAML that maps the run's sources to the attributor's labels, as it was trained. Default: they are the same."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""What fingerprints say of their generators."""
+"""What artifacts say of generators and of single images."""

@@ -25,7 +25,7 @@ from manifpt.spaces import SpaceSpec
 from manifpt.spaces.pixels import log_spectrum, pixels
 from manifpt.storage import join, store_of
 
-__all__ = ["draw_preview"]
+__all__ = ["artifact_picture", "draw_preview", "listed_images", "pixels_of", "spectrum_picture"]
 
 _ROWS_A_SOURCE = 3
 _MOST_SOURCES = 8
@@ -84,17 +84,23 @@ def _example(table: pa.Table, image_id: str) -> Example | None:
 
 
 def _attach_pixels(plan: Plan, examples: list[Example]) -> None:
-    ids = pa.array(sorted({example["neighbor_id"] or "" for example in examples}), pa.string())
-    uri = join(plan.reference_uri, "reference.parquet")
-    with store_of(uri).open(uri) as stream:
-        neighbors = pq.read_table(stream, filters=pc.field("image_id").isin(ids)).to_pylist()
-    x_star = _pixels(neighbors)
-    x = _pixels(list({example["image_id"]: example for example in examples}.values()))
+    ids = sorted({example["neighbor_id"] or "" for example in examples})
+    x_star = pixels_of(listed_images(plan.reference_uri, ids))
+    x = pixels_of(list({example["image_id"]: example for example in examples}.values()))
     for example in examples:
         example["x"], example["x*"] = x.get(example["image_id"]), x_star.get(example["neighbor_id"])
 
 
-def _pixels(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def listed_images(reference_uri: str, image_ids: list[str]) -> list[dict[str, Any]]:
+    """Where some images of a reference are, as `reference.parquet` says it."""
+    uri = join(reference_uri, "reference.parquet")
+    with store_of(uri).open(uri) as stream:
+        wanted = pc.field("image_id").isin(pa.array(image_ids, pa.string()))
+        rows: list[dict[str, Any]] = pq.read_table(stream, filters=wanted).to_pylist()
+    return rows
+
+
+def pixels_of(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """uint8 [H, W, 3] by image id; without those that can't be read any more."""
     found = {}
     for row, data in zip(rows, fetch(rows), strict=True):
@@ -139,8 +145,8 @@ def _draw(cells: Any, spec: SpaceSpec, example: Example) -> None:
     artifact = example.get("artifact")
     if artifact is None:
         cells[2].text(0.5, 0.5, "lazy", ha="center", va="center", fontsize=8)
-    elif artifact.ndim == 3:  # grey is zero; each artifact to its own scale
-        _show(cells[2], (0.5 + artifact / (2 * max(np.abs(artifact).max(), 1e-12))).transpose(1, 2, 0))
+    elif artifact.ndim == 3:
+        _show(cells[2], artifact_picture(artifact))
     else:
         cells[2].plot(artifact, linewidth=0.3, color="black")
         cells[2].set_box_aspect(1)
@@ -150,7 +156,17 @@ def _seen(image_hwc: np.ndarray, spec: SpaceSpec) -> np.ndarray:
     """An image as its space sees it: a spectrum in `frequency`, pixels elsewhere."""
     if spec.kind != "frequency":
         return image_hwc
-    spectrum_hwc = log_spectrum(pixels(image_hwc.transpose(2, 0, 1)[None], spec.color))[0].transpose(1, 2, 0)
+    return spectrum_picture(pixels(image_hwc.transpose(2, 0, 1)[None], spec.color)[0])
+
+
+def artifact_picture(artifact_chw: np.ndarray) -> np.ndarray:
+    """float [3, H, W] -> [H, W, 3] in [0, 1]: grey is zero, and each artifact has its own scale."""
+    return (0.5 + artifact_chw / (2 * max(np.abs(artifact_chw).max(), 1e-12))).transpose(1, 2, 0)
+
+
+def spectrum_picture(pixels_chw: np.ndarray) -> np.ndarray:
+    """Pixels or a residual, float [3, H, W] -> log spectrum, [H, W, 3] in [0, 1]."""
+    spectrum_hwc = log_spectrum(pixels_chw[None])[0].transpose(1, 2, 0)
     low, high = np.percentile(spectrum_hwc, (1, 100))
     return ((spectrum_hwc - low) / max(high - low, 1e-12)).clip(0, 1)
 

@@ -6,7 +6,16 @@ from typing import Any
 
 from manifpt.storage import join
 
-__all__ = ["SAMPLE_PLAN", "say_analysis", "say_artifacts", "say_attributor", "say_plan", "say_reference"]
+__all__ = [
+    "SAMPLE_PLAN",
+    "plain",
+    "say_analysis",
+    "say_artifacts",
+    "say_attributor",
+    "say_evidence",
+    "say_plan",
+    "say_reference",
+]
 
 
 SAMPLE_PLAN = """The shipped sample: 1,497 real digits become a reference, in rgb and frequency; 2,300 images
@@ -84,6 +93,30 @@ def say_attributor(metrics: dict[str, Any], output: str) -> str:
         shown = "-" if precision is None else f"{100 * precision:.1f} %"
         lines.append(f"  {label[:33]:<34}{images:>12}{shown:>11}{100 * recall:>7.1f} %")
     return "\n".join([*lines, "", f"  model card  {join(output, 'README.md')}"])
+
+
+def say_evidence(evidence: dict[str, Any], output: str) -> str:
+    """After `explain_image`."""
+    found, first = evidence["verdict"], evidence["probabilities"][0]
+    nearest = evidence["nearest_reals"][0]
+    lines = [
+        f"Conclusive by all rules: {plain(found['source'])}" if found["conclusive"] else "Inconclusive.",
+        *(f"  - {plain(reason, 300)}" for reason in found["reasons"]),
+        f"  most probable label {plain(first['label'])}, {100 * first['probability']:.1f}% "
+        f"({100 * evidence['attributor']['threshold']:.1f}% needed)",
+        f"  |a| {evidence['artifact']['norm']:.3f}; nearest real at {nearest['distance']:.3f}: "
+        f"{plain(nearest['image_id'], 60)}",
+        f"  {evidence['meaning']['verdict']}",
+        f"  panel     {join(output, evidence['panel']['file'])}",
+        f"  evidence  {join(output, 'evidence.json')}",
+    ]
+    return "\n".join(lines)
+
+
+def plain(text: str, most: int = 40) -> str:
+    """Somebody else's text, such as a file's name: one printable line of so many characters at most."""
+    line = "".join(c if c.isprintable() else "?" for c in text)
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def say_plan(plan: dict[str, Any]) -> str:
