@@ -12,15 +12,16 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["MARKERS", "color_of", "grid", "png", "shown"]
+from manifpt.report.text import plain
+
+__all__ = ["MARKERS", "color_of", "grid", "literal", "png"]
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # with a colour each: what can't tell colours apart has shapes
 
 
-def shown(label: str, most: int = 24) -> str:
-    """A label as matplotlib must draw it: short, on one line, and without its mathematics."""
-    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in label)
-    return (plain if len(plain) <= most else plain[: most - 1] + "\N{HORIZONTAL ELLIPSIS}").replace("$", r"\$")
+def literal(text: str, most: int = 40) -> str:
+    """Somebody else's text as matplotlib must draw it: plain, and without its mathematics."""
+    return plain(text, most).replace("$", r"\$")
 
 
 def color_of(number: int, count: int) -> str:

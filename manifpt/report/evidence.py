@@ -19,12 +19,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from manifpt.report.drawing import literal
 from manifpt.report.preview import artifact_picture, spectrum_picture
 from manifpt.report.text import plain
 from manifpt.spaces import SpaceSpec
 from manifpt.spaces.pixels import pixels
 
-__all__ = ["draw_evidence", "literal"]
+__all__ = ["draw_evidence"]
 
 _WIDTH_IN, _HEAD_IN, _FOOT_IN, _LINE_IN = 12.0, 1.35, 0.2, 0.149
 _ROWS_IN = (2.45, 0.8, 2.0, 0.7, 2.7, 0.65)  # pictures, nearest reals, charts; with a gap below each
@@ -33,11 +34,6 @@ _MOST_ROWS = 8  # of labels and of sources
 _LINE = 79  # characters that half a page holds, in the small font
 _MOST_PX = 512  # of a picture's side: more than its place has
 _SMALL, _USUAL, _LARGE = 8.5, 9.5, 17.0  # pt
-
-
-def literal(text: str, most: int = 40) -> str:
-    """Somebody else's text as matplotlib draws it to the letter: printable, bounded, and no formula."""
-    return plain(text, most).replace("$", r"\$")
 
 
 def draw_evidence(

@@ -13,7 +13,8 @@ from scipy.cluster import hierarchy
 
 from manifpt.manifest import REAL
 from manifpt.metrics.clusters import tree_of
-from manifpt.report.drawing import MARKERS, color_of, grid, png, shown
+from manifpt.report.drawing import MARKERS, color_of, grid, literal, png
+from manifpt.report.preview import artifact_picture
 
 __all__ = ["draw_alignment", "draw_confusion", "draw_distances", "draw_map", "draw_means", "draw_norms"]
 
@@ -24,7 +25,7 @@ def draw_norms(distance_b: np.ndarray, label_b: np.ndarray, labels: Sequence[str
     axis = axes[0, 0]
     by_label = [distance_b[label_b == number] for number in range(len(labels))]
     boxes = axis.boxplot(by_label, orientation="horizontal", whis=(5, 95), showfliers=False, patch_artist=True,
-                         widths=0.6, tick_labels=[shown(label) for label in labels])  # fmt: skip
+                         widths=0.6, tick_labels=[literal(label, 24) for label in labels])  # fmt: skip
     for box, label in zip(boxes["boxes"], labels, strict=True):
         box.set(facecolor="#9ecae1" if label != REAL else "#fdae6b", edgecolor="#333333")
     for median in boxes["medians"]:
@@ -54,8 +55,8 @@ def draw_means(
         row, place = divmod(number, across)
         cells = axes[row, place * columns : (place + 1) * columns]
         mean_chw = mean_artifact_schw[number]
-        cells[0].imshow((0.5 + mean_chw / (2 * max(np.abs(mean_chw).max(), 1e-12))).transpose(1, 2, 0))
-        cells[0].set_title(shown(label, 18), fontsize=7, loc="left")
+        cells[0].imshow(artifact_picture(mean_chw))
+        cells[0].set_title(literal(label, 18), fontsize=7, loc="left")
         if mean_spectrum_shw is not None and gain_shw is not None:
             cells[1].imshow(mean_spectrum_shw[number], cmap="magma")
             cells[1].set_title("spectrum", fontsize=7)
@@ -69,14 +70,15 @@ def draw_distances(labels: Sequence[str], distance_ss: np.ndarray, title: str) -
     size = 0.8 + 0.26 * len(labels)
     figure, axes = grid(1, 2, max(4.0, size), max(3.0, size))
     tree = tree_of(distance_ss)
-    found = hierarchy.dendrogram(tree, orientation="left", ax=axes[0, 0], labels=[shown(label) for label in labels],
+    names = [literal(label, 24) for label in labels]
+    found = hierarchy.dendrogram(tree, orientation="left", ax=axes[0, 0], labels=names,
                                  color_threshold=0, above_threshold_color="#333333", leaf_font_size=8)  # fmt: skip
     axes[0, 0].set_xlabel(title)
     axes[0, 0].spines[["top", "right", "left"]].set_visible(False)
     order = found["leaves"][::-1]
     image = axes[0, 1].imshow(np.maximum(distance_ss[np.ix_(order, order)], 0), cmap="viridis")
     axes[0, 1].set_yticks(range(len(order)), [])
-    axes[0, 1].set_xticks(range(len(order)), [shown(labels[place], 14) for place in order], rotation=90, fontsize=7)
+    axes[0, 1].set_xticks(range(len(order)), [literal(labels[place], 14) for place in order], rotation=90, fontsize=7)
     figure.colorbar(image, ax=axes[0, 1], shrink=0.7)
     return png(figure)
 
@@ -89,7 +91,7 @@ def draw_map(found: Mapping[str, Any], labels: Sequence[str]) -> bytes:
     for number in np.unique(label_b):
         of_label = label_b == number
         axis.scatter(x_b[of_label], y_b[of_label], s=9, linewidths=0, alpha=0.8, color=color_of(number, len(labels)),
-                     marker=MARKERS[number % len(MARKERS)], label=shown(labels[number]))  # fmt: skip
+                     marker=MARKERS[number % len(MARKERS)], label=literal(labels[number]))  # fmt: skip
     axis.set_xticks([])
     axis.set_yticks([])
     columns = 1 if len(labels) <= 24 else 2
@@ -103,8 +105,8 @@ def draw_alignment(rows: Mapping[str, Mapping[str, float | None]], choices: Sequ
     axis = axes[0, 0]
     value_rc = np.array([[row.get(name) for name in choices] for row in rows.values()], dtype=float)
     image = axis.imshow(value_rc, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-    axis.set_xticks(range(len(choices)), [shown(name, 16) for name in choices], fontsize=8)
-    axis.set_yticks(range(len(rows)), [shown(name) for name in rows], fontsize=8)
+    axis.set_xticks(range(len(choices)), [literal(name, 16) for name in choices], fontsize=8)
+    axis.set_yticks(range(len(rows)), [literal(name, 24) for name in rows], fontsize=8)
     for (row, column), value in np.ndenumerate(value_rc):
         if np.isfinite(value):
             axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8,
@@ -120,7 +122,7 @@ def draw_confusion(confusion_ss: np.ndarray, labels: Sequence[str]) -> bytes:
     axis = axes[0, 0]
     share_ss = confusion_ss / np.maximum(confusion_ss.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(share_ss, cmap="Blues", vmin=0, vmax=1)
-    names = [shown(label, 18) for label in labels]
+    names = [literal(label, 18) for label in labels]
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axis.set_yticks(range(len(names)), names, fontsize=7)
     axis.set_xlabel("told to be of")

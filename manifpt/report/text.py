@@ -69,7 +69,7 @@ def say_analysis(document: dict[str, Any], output: str) -> str:
         for label, row in (found["overlap"] or {}).items():
             if "precision" in row:
                 lines.append(
-                    f"    {label[:33]:<34}precision {row['precision']:.2f}  recall {row['recall']:.2f}  mean |a| "
+                    f"    {plain(label, 33):<34}precision {row['precision']:.2f}  recall {row['recall']:.2f}  mean |a| "
                     f"{row['mean_artifact_norm']:.2f}  reverse {row['mean_reverse_norm']:.2f}"
                 )
     return "\n".join([*lines, "", f"  numbers  {join(output, 'report.json')}"])

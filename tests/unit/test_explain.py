@@ -20,7 +20,8 @@ from manifpt.analysis.distances import read_distances
 from manifpt.analysis.verdict import LEAST_TEST_IMAGES, QUANTILES, Findings, percentile, quantiles, threshold, verdict
 from manifpt.errors import ConfigError
 from manifpt.reader import read_plan
-from manifpt.report.evidence import draw_evidence, literal
+from manifpt.report.drawing import literal
+from manifpt.report.evidence import draw_evidence
 from manifpt.spaces import SpaceSpec
 from tests.helpers.images import encoded, picture
 from tests.helpers.runs import make_run, rows_of
