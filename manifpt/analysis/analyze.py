@@ -11,11 +11,11 @@ import numpy as np
 
 from manifpt.analysis.designs import Designs, read_designs
 from manifpt.analysis.tasks import STAGES, Work, measure
-from manifpt.attributor.examples import choice_of, read_rows
+from manifpt.attributor.examples import choice_of, read_labels, read_rows
 from manifpt.config import AnalyzeConfig
 from manifpt.errors import ConfigError
 from manifpt.log import event
-from manifpt.plan import Plan
+from manifpt.plan import Plan, publish_facts
 from manifpt.reader import read_plan
 from manifpt.recipes.tables import paper_table5
 from manifpt.reference import library_versions
@@ -27,7 +27,10 @@ Arrays = dict[str, dict[str, np.ndarray]]
 
 
 def analyze_fingerprints(config: AnalyzeConfig) -> dict[str, Any]:
-    """Measures, draws, and writes `report.html`, `report.json` and `figures/`. Returns what `report.json` holds.
+    """Measures, draws, and writes `report.html`, `report.json` and `figures/`, or finds them there.
+
+    Returns:
+        What `report.json` holds, and `analysed`: whether that was now.
 
     Raises:
         ConfigError: what is missing or doesn't fit together.
@@ -40,6 +43,10 @@ def analyze_fingerprints(config: AnalyzeConfig) -> dict[str, Any]:
     attributors = _attributors(config, plan)
     for space in spaces:  # what is wrong is found before a cluster starts
         read_rows(run, space, config.group_column)
+    publish_facts(join(output, "analysis.json"), _facts(config, plan, spaces, designs, attributors), "analysis")
+    if store_of(output).stat(join(output, "report.html")) is not None:
+        before: dict[str, Any] = json.loads(store_of(output).read(join(output, "report.json")))
+        return before | {"analysed": False}
     works = [
         Work(run=run, space=space, stage=stage, choice=choice_of(config), group_column=config.group_column,
              designs=designs, attributor=attributors.get(space), seed=config.seed)
@@ -65,7 +72,25 @@ def analyze_fingerprints(config: AnalyzeConfig) -> dict[str, Any]:
 
     publish_report(document, arrays, output)
     event("reported", report=join(output, "report.html"), seconds=time.monotonic() - begin)
-    return document
+    return document | {"analysed": True}
+
+
+def _facts(
+    config: AnalyzeConfig, plan: Plan, spaces: tuple[str, ...], designs: Designs | None, attributors: dict[str, str]
+) -> dict[str, Any]:
+    """What decides a report."""
+    return {
+        "plan_digest": plan.digest,
+        "reference_digest": plan.reference_digest,
+        "spaces": list(spaces),
+        "labels": read_labels(config.labels),
+        "min_images": config.min_images,
+        "most_images": config.most_images,
+        "group_column": config.group_column,
+        "designs": None if designs is None else designs.value,
+        "attributors": {space: _reached(path)["weights_sha256"] for space, path in attributors.items()},
+        "seed": config.seed,
+    }
 
 
 def _measured(works: list[Work]) -> tuple[dict[str, dict[str, Any]], Arrays]:

@@ -113,7 +113,8 @@ def alignments(
         seed: of k-means' starts, permutations and resamples.
 
     Returns:
-        By choice `{"images", "generators": ..., "values": V, "sweeps"}`, or `{"why_not"}`.
+        By choice: `generators` and `values`, how many; then `why_not` it was judged, or `images` and `tree`, each with
+        scores at as many clusters as values (`at_values`), their means over the sweep, and NMI `by_clusters`.
     """
     found: dict[str, dict[str, Any]] = {}
     clustered: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
@@ -130,9 +131,7 @@ def alignments(
         numbers = range(2, min(_MOST_CLUSTERS, len(known) - 1) + 1)
         is_known_b = np.isin(label_b, known)
         generator_b = np.searchsorted(known, label_b[is_known_b])
-        if known not in clustered:
-            clustered[known] = {}
-        of_images = clustered[known]
+        of_images = clustered.setdefault(known, {})
         for number in {*numbers, values} - set(of_images):
             of_images[number] = k_means(feature_bf[is_known_b], number, seed)
         tree = tree_of(distance_ss[np.ix_(known, known)])

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from manifpt.manifest import REAL
+from manifpt.report.designs import designs_section
 from manifpt.report.figures import (
-    draw_alignment,
     draw_confusion,
     draw_distances,
     draw_map,
@@ -43,7 +43,6 @@ _OVERLAP = (
     ("MMD² cubic (KID)", "kid"),
     ("MMD² Gaussian", "mmd_gaussian"),
 )
-_PAPER_CHOICES = ("upsampling", "nonlinearity", "normalization", "downsampling", "skip", "loss")
 
 
 def publish_report(document: Mapping[str, Any], arrays: Arrays, output: str) -> None:
@@ -73,7 +72,7 @@ def report_sections(document: Mapping[str, Any], arrays: Arrays, preview: bytes 
     for space, found in document["spaces"].items():
         sections.append(_space(space, found, arrays[space], document["stored_as"]))
     if document["designs"] is not None:
-        sections.append(_designs(document))
+        sections.append(designs_section(document))
     for space, reached in document["attributors"].items():
         sections.append(_attributor(space, reached))
     return sections
@@ -194,70 +193,6 @@ def _structure_parts(space: str, found: Mapping[str, Any], labels: list[str]) ->
         head = ("label", "most alike", "energy distance")
         parts.append(Table(f"{space}: the most alike fingerprints", head, tuple(nearest)))
     return parts
-
-
-def _designs(document: Mapping[str, Any]) -> Section:
-    designs, choices = document["designs"], tuple(document["designs"]["choices"])
-    rows = tuple(
-        (label, *(_cell(values[name], name in designs["unverified"].get(label, ())) for name in choices))
-        for label, values in designs["generators"].items()
-    )
-    notes: tuple[str, ...] = ("A value with a question mark was not checked in the generator's code.",)
-    parts: list[Table | Figure] = [Table("Design choices", ("label", *choices), rows, notes)]
-    by_space: dict[str, dict[str, float | None]] = {}
-    scores = []
-    for space, found in document["spaces"].items():
-        by_space[space] = {}
-        for name, aligned in found["alignment"].items():
-            if "why_not" in aligned:
-                by_space[space][name] = None
-                continue
-            by_space[space][name] = aligned["images"]["at_values"]["nmi"]["value"]
-            for unit in ("images", "tree"):
-                at_values, mean = aligned[unit]["at_values"], aligned[unit]["mean"]
-                scores.append(
-                    (f"{space}, {name}", unit, aligned["generators"], aligned["values"], at_values["nmi"]["value"],
-                     at_values["nmi"]["chance"], at_values["nmi"]["low"], at_values["nmi"]["high"],
-                     at_values["nmi"]["p_value"], at_values["ari"]["value"], mean["nmi"]["value"],
-                     mean["nmi"]["p_value"])
-                )  # fmt: skip
-    paper = {f"paper: {method}": dict(row) for method, row in document["paper_table5"].items()}
-    shown = [name for name in choices if any(row.get(name) is not None for row in by_space.values())]
-    table = tuple((name, *(row.get(choice) for choice in choices)) for name, row in {**by_space, **paper}.items())
-    notes = (
-        "Ours: images clustered by k-means into as many clusters as the choice has values. How the paper clusters, "
-        "what and into how many, is not known, and its generators are others: no comparison cell by cell.",
-        "With few generators and many values NMI is high by chance: the next table says how high.",
-    )
-    parts.append(
-        Table("NMI of clusters and design choices, as in the paper's Table 5", ("space", *choices), table, notes)
-    )
-    head = ("space, choice", "clustered", "generators", "values", "NMI", "by chance", "interval from", "to", "p",
-            "ARI", "NMI, mean of sweep", "p of sweep")  # fmt: skip
-    notes = (
-        "images: k-means on features; tree: generators by the energy distance of their fingerprints. By chance and p: "
-        "the values permuted among the generators. The interval resamples generators, and with few of them lies too "
-        "high. The sweep goes over 2 to 10 clusters, so that no lucky number is picked. p is not corrected for the "
-        "number of choices and spaces.",
-    )
-    parts.append(Table("How sure that is", head, tuple(scores), notes))
-    if shown:
-        text = f"NMI of clusters with {', '.join(shown)}; a row for each space and for each of the paper's."
-        picture = draw_alignment({**by_space, **paper}, [*shown, *(c for c in _PAPER_CHOICES if c not in shown)])
-        parts.append(Figure("designs-nmi", "NMI of clusters and design choices", text, picture))
-    sure = [row for row in scores if row[1] == "images" and isinstance(row[-1], float) and row[-1] <= 0.05]
-    found_text = (
-        "Over the sweep, clusters of images follow "
-        + ", ".join(f"{row[0]} (p = {row[-1]:.3f})" for row in sure)
-        + " more than chance explains at 5 %, with nothing corrected for how many were tried."
-        if sure
-        else "Over the sweep, no choice is followed more than chance explains at 5 %."
-    )
-    return Section("Design choices", (found_text,), tuple(parts))
-
-
-def _cell(value: str | None, unverified: bool) -> str | None:
-    return f"{value} ?" if value is not None and unverified else value
 
 
 def _attributor(space: str, reached: Mapping[str, Any]) -> Section:

@@ -58,7 +58,8 @@ def say_artifacts(summary: dict[str, Any], output: str) -> str:
 
 def say_analysis(document: dict[str, Any], output: str) -> str:
     """After `analyze_fingerprints`."""
-    lines = [f"Analysed in {_duration(document['seconds'])}: {join(output, 'report.html')}", ""]
+    how = f"Analysed in {_duration(document['seconds'])}" if document["analysed"] else "Was analysed before"
+    lines = [f"{how}: {join(output, 'report.html')}", ""]
     for space, found in document["spaces"].items():
         apart = found["separability"]
         if apart is not None:

@@ -86,6 +86,17 @@ def test_the_report_holds_every_number_and_a_picture_of_each_figure(report: Path
     assert EVIL not in page
 
 
+def test_the_same_command_again_finds_it_and_another_is_refused(run: Path, report: Path) -> None:
+    """Without Ray."""
+    rows = ("--artifacts", run / "run", "--labels", run / "labels.yaml", "--output", report)
+    same = (*rows, "--designs", run / "designs.yaml", "--attributor", run / "attributor")
+    before = (report / "report.html").stat().st_mtime_ns
+    assert "Was analysed before" in must(job("analyze_fingerprints", *same))
+    assert (report / "report.html").stat().st_mtime_ns == before
+    other = job("analyze_fingerprints", *same, "--seed", 1)
+    assert (other.returncode, "holds another analysis: seed differs" in other.stderr) == (2, True)
+
+
 def test_an_attributor_of_other_rows_is_refused(run: Path, report: Path, cluster: dict[str, str]) -> None:
     done = job("analyze_fingerprints", "--artifacts", run / "run", "--attributor", run / "attributor", "--output",
                run / "other", env=cluster)  # fmt: skip
