@@ -26,7 +26,7 @@ from manifpt.metrics.separability import leave_one_out_accuracy, silhouette
 
 __all__ = ["alignments", "fingerprint_distances", "images_for_pairs", "principal", "separability"]
 
-_PAIR_WORK = 5e11  # multiplications over all pairs: half a minute of one core
+_PAIR_WORK = 4e11  # multiplications over all pairs: half a minute of one core
 _MOST_CLUSTERS = 10
 _FEWEST_GENERATORS = 4  # with 3, a choice has too few arrangements for any of them to be rare
 _BANDWIDTH_ROWS = 1000

@@ -133,7 +133,7 @@ def _structure(sample: Sample, work: Work, trained: Attributor | None) -> tuple[
         "alignment": None,
     }
     if work.designs is not None:
-        feature_bf, feature_label_b, _ = _features(sample, trained, work.seed, None)
+        feature_bf, feature_label_b, _ = _features(sample, trained, work.seed, most)
         numbers["alignment"] = alignments(
             distances["energy_distance"], feature_bf, feature_label_b, sample.labels, work.designs, work.seed
         )
@@ -160,14 +160,13 @@ def _maps(sample: Sample, work: Work, trained: Attributor | None) -> tuple[dict[
 
 
 def _features(
-    sample: Sample, trained: Attributor | None, seed: int, most: int | None
+    sample: Sample, trained: Attributor | None, seed: int, most: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """float [B, F], labels and rows int64 [B]: an attributor's, of its test images; else principal components."""
     row_b = np.arange(len(sample.label_b))
     if trained is not None:
         row_b = row_b[sample.examples.side_n[sample.row_b] == TEST]
-    if most is not None:
-        row_b = row_b[few(sample.label_b[row_b], [sample.image_ids[row] for row in row_b], most)]
+    row_b = row_b[few(sample.label_b[row_b], [sample.image_ids[row] for row in row_b], most)]
     artifact_bd = sample.artifact_bd[row_b]
     if trained is None:
         return principal(artifact_bd, seed), sample.label_b[row_b], row_b

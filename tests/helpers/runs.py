@@ -14,12 +14,15 @@ import pytest
 
 from manifpt import cluster, pipeline
 from manifpt.artifacts import artifact_table, parquet_bytes, tensor_column
+from manifpt.config import IndexConfig, ReferenceConfig
 from manifpt.estimates import Estimate
 from manifpt.plan import Plan, publish_plan
 from manifpt.projecting import Projecting
+from manifpt.runs import build_reference, index_images
 from manifpt.shards import commit_shard, part_path
 from manifpt.spaces import SpaceSpec
 from manifpt.stages import Encoder, commit_artifacts, commit_codes, decode_rows
+from tests.helpers.images import sample_files, write_files
 
 SHAPE = (3, 4, 4)
 
@@ -99,6 +102,20 @@ def rewritten(part: Path, artifacts: np.ndarray | None = None, metadata: Mapping
         table = table.set_column(table.column_names.index("artifact"), "artifact", tensor_column(artifacts))
     known |= {f"manifpt.{name}".encode(): value.encode() for name, value in (metadata or {}).items()}
     part.write_bytes(parquet_bytes(table.replace_schema_metadata(known)))
+
+
+def sample_reference(folder: Path, reals: int, sources: Mapping[str, int]) -> str:
+    """Images of the sample: a reference of some, and `queries.parquet` of others; to be called without Ray.
+
+    Returns:
+        The reference.
+    """
+    write_files(sample_files("reference", {"real": reals}), folder / "reals")
+    write_files(sample_files("query", dict(sources)), folder / "queries")
+    for name in ("reals", "queries"):
+        index_images(IndexConfig(input=(str(folder / name),), output=str(folder / f"{name}.parquet")))
+    build_reference(ReferenceConfig(manifest=str(folder / "reals.parquet"), output=str(folder / "reference")))
+    return str(folder / "reference")
 
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,11 @@ from manifpt.artifacts import to_numpy
 from manifpt.attributor.bundle import Attributor
 from manifpt.attributor.examples import Choice, select_examples
 from manifpt.attributor.splits import TEST
-from manifpt.config import ArtifactsConfig, IndexConfig, ReferenceConfig
+from manifpt.config import ArtifactsConfig
 from manifpt.reader import ArtifactReader
-from manifpt.runs import build_reference, compute_artifacts, index_images
+from manifpt.runs import compute_artifacts
 from tests.helpers.cluster import ROOT, job, must
-from tests.helpers.images import sample_files, write_files
-from tests.helpers.runs import rewritten, without_ray
+from tests.helpers.runs import rewritten, sample_reference, without_ray
 
 pytestmark = pytest.mark.timeout(600)  # workers take long to start where cores are few
 SOURCES = {"gan": 90, "vae": 90, "flow": 90, "real": 60}
@@ -33,14 +32,9 @@ EPOCHS = 3
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs on images of the sample: `nearest`, `none`, and `other` on a smaller reference."""
     folder = tmp_path_factory.mktemp("runs")
-    write_files(sample_files("reference", {"real": 300}), folder / "reals")
-    write_files(sample_files("query", SOURCES), folder / "queries")
     with pytest.MonkeyPatch.context() as patch:
         without_ray(patch)
-        for name in ("reals", "queries"):
-            index_images(IndexConfig(input=(str(folder / name),), output=str(folder / f"{name}.parquet")))
-        reference = str(folder / "reference")
-        build_reference(ReferenceConfig(manifest=str(folder / "reals.parquet"), output=reference))
+        reference = sample_reference(folder, 300, SOURCES)
         for estimate in ("nearest", "none"):
             compute_artifacts(
                 ArtifactsConfig(

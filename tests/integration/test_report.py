@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from manifpt.config import ArtifactsConfig, IndexConfig, ReferenceConfig
-from manifpt.runs import build_reference, compute_artifacts, index_images
+from manifpt.config import ArtifactsConfig
+from manifpt.runs import compute_artifacts
 from tests.helpers.cluster import job, must
-from tests.helpers.images import sample_files, write_files
-from tests.helpers.runs import without_ray
+from tests.helpers.runs import sample_reference, without_ray
 
 pytestmark = pytest.mark.timeout(600)
 EVIL = "<img src=x onerror=alert(1)>"
@@ -25,14 +24,9 @@ BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    write_files(sample_files("reference", {"real": 200}), folder / "reals")
-    write_files(sample_files("query", SOURCES), folder / "queries")
     with pytest.MonkeyPatch.context() as patch:
         without_ray(patch)
-        for name in ("reals", "queries"):
-            index_images(IndexConfig(input=(str(folder / name),), output=str(folder / f"{name}.parquet")))
-        reference = str(folder / "reference")
-        build_reference(ReferenceConfig(manifest=str(folder / "reals.parquet"), output=reference))
+        reference = sample_reference(folder, 200, SOURCES)
         compute_artifacts(
             ArtifactsConfig(manifest=str(folder / "queries.parquet"), reference=reference, output=str(folder / "run"))
         )
