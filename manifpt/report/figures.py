@@ -56,7 +56,7 @@ def draw_means(
         cells = axes[row, place * columns : (place + 1) * columns]
         mean_chw = mean_artifact_schw[number]
         cells[0].imshow(artifact_picture(mean_chw))
-        cells[0].set_title(literal(label, 18), fontsize=7, loc="left")
+        cells[0].set_title(literal(label, 20), fontsize=7, loc="left")
         if mean_spectrum_shw is not None and gain_shw is not None:
             cells[1].imshow(mean_spectrum_shw[number], cmap="magma")
             cells[1].set_title("spectrum", fontsize=7)

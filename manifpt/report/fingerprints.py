@@ -99,7 +99,7 @@ def _introduction(document: Mapping[str, Any], preview: bytes | None) -> Section
     )
     if preview is None:
         return Section("How to read this", paragraphs)
-    text = "Some images of the run by source: image, projection and artifact, in each space. Grey is zero."
+    text = "Some images of up to 8 sources of the run: image, projection and artifact, in each space. Grey is zero."
     return Section(
         "How to read this", paragraphs, (Figure("preview", "Images, projections, artifacts", text, preview),)
     )
