@@ -17,7 +17,7 @@ from manifpt.errors import ConfigError
 from manifpt.log import event
 from manifpt.plan import Plan, publish_facts
 from manifpt.reader import read_plan
-from manifpt.recipes.tables import paper_table5
+from manifpt.recipes import paper_table5
 from manifpt.reference import library_versions
 from manifpt.storage import join, normalize, store_of
 

@@ -10,10 +10,10 @@ from manifpt.recipes.framing import framed, framed_name, framed_table
 from manifpt.recipes.load import families, labels, recipe, shipped
 from manifpt.recipes.schema import Cross, Images, Part, Provenance, Real, Recipe, Source
 from manifpt.recipes.select import Selected, inputs, select
-from manifpt.recipes.tables import Score, paper_table2, paper_table4
+from manifpt.recipes.tables import Score, paper_table2, paper_table4, paper_table5
 
 __all__ = [
     "Cross", "Images", "Part", "Provenance", "Real", "Recipe", "Score", "Selected", "Source",
-    "families", "framed", "framed_name", "framed_table", "inputs", "labels", "paper_table2", "paper_table4", "recipe",
+    "families", "framed", "framed_name", "framed_table", "inputs", "labels", "paper_table2", "paper_table4", "paper_table5", "recipe",
     "select", "shipped",
 ]  # fmt: skip
