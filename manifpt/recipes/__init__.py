@@ -14,6 +14,6 @@ from manifpt.recipes.tables import Score, paper_table2, paper_table4, paper_tabl
 
 __all__ = [
     "Cross", "Images", "Part", "Provenance", "Real", "Recipe", "Score", "Selected", "Source",
-    "families", "framed", "framed_name", "framed_table", "inputs", "labels", "paper_table2", "paper_table4", "paper_table5", "recipe",
-    "select", "shipped",
+    "families", "framed", "framed_name", "framed_table", "inputs", "labels", "paper_table2",
+    "paper_table4", "paper_table5", "recipe", "select", "shipped",
 ]  # fmt: skip
