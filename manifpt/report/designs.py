@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from manifpt.report.figures import draw_alignment
 from manifpt.report.page import Figure, Section, Table
 
-__all__ = ["designs_section"]
+__all__ = ["designs_section", "same_divisions"]
 
 _PAPER_CHOICES = ("upsampling", "nonlinearity", "normalization", "downsampling", "skip", "loss")
 
@@ -71,7 +71,22 @@ def designs_section(document: Mapping[str, Any]) -> Section:
         if sure
         else "Over the sweep, no choice is followed more than chance explains at 5 %."
     )
-    return Section("Design choices", (found_text,), tuple(parts))
+    same = same_divisions(designs["generators"], shown)
+    paragraphs = [found_text]
+    if same:
+        told = "; ".join(" and ".join(names) for names in same)
+        paragraphs.append(f"These divide the generators here in the same way, so nothing can tell them apart: {told}.")
+    return Section("Design choices", tuple(paragraphs), tuple(parts))
+
+
+def same_divisions(generators: Mapping[str, Mapping[str, str | None]], choices: Sequence[str]) -> list[list[str]]:
+    """Choices that put the same generators together, whatever the values are called."""
+    by_division: dict[tuple[int, ...], list[str]] = {}
+    for name in choices:
+        number: dict[str | None, int] = {None: -1}
+        of_generators = (number.setdefault(values[name], len(number)) for values in generators.values())
+        by_division.setdefault(tuple(of_generators), []).append(name)
+    return [names for names in by_division.values() if len(names) > 1]
 
 
 def _cell(value: str | None, unverified: bool) -> str | None:

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manifpt.report.designs import same_divisions
 from manifpt.report.drawing import grid, literal, png
 from manifpt.report.page import Figure, Section, Table, render_page
 
@@ -81,3 +82,12 @@ def test_a_label_that_looks_like_mathematics_is_drawn_as_it_is() -> None:
     figure, axes = grid(1, 1, 1, 1)
     axes[0, 0].set_title(literal("$\\frac{$ \n"))
     assert png(figure).startswith(b"\x89PNG")
+
+
+def test_choices_that_divide_the_generators_alike_are_found() -> None:
+    generators = {
+        "a": {"up": "x", "norm": "p", "loss": "1", "skip": None},
+        "b": {"up": "x", "norm": "p", "loss": "2", "skip": "s"},
+        "c": {"up": "y", "norm": "q", "loss": "2", "skip": "t"},
+    }
+    assert same_divisions(generators, ["up", "norm", "loss", "skip"]) == [["up", "norm"]]
