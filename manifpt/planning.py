@@ -21,6 +21,7 @@ from manifpt.plan import Plan, auto_shard_rows, check_plan
 from manifpt.reference import Bundle, open_bundle
 from manifpt.shards import committed_shards
 from manifpt.spaces import SpaceSpec, spec_of
+from manifpt.spaces.encoders import own_fields
 from manifpt.spaces.weights import resolve_weights
 from manifpt.storage import normalize
 
@@ -156,7 +157,7 @@ def _of_bundle(name: str, bundle: Bundle, config: ArtifactsConfig) -> SpaceSpec:
             f"The reference {bundle.uri} has no space {name!r}; it has {known}. Choose among them with --spaces, or "
             f"build a reference with {name!r}."
         )
-    fields = config.own_spaces.get(name, {})
+    fields = own_fields(config.own_spaces.get(name, {}))
     own = SpaceSpec.from_json({"name": name, "kind": spec.kind, **fields})
     differing = [f for f in fields if f != "weights" and getattr(own, f) != getattr(spec, f)]
     if differing:

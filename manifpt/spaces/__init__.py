@@ -8,7 +8,7 @@ from typing import Any
 
 from manifpt.errors import ConfigError
 from manifpt.spaces.base import Space, SpaceSpec, View
-from manifpt.spaces.encoders import encoder_fields
+from manifpt.spaces.encoders import own_fields
 from manifpt.spaces.pixels import FrequencySpace, RgbSpace
 from manifpt.spaces.weights import timm_preprocessing
 
@@ -68,9 +68,7 @@ def spec_of(name: str, own: Mapping[str, Mapping[str, Any]], size_px: int | None
         ConfigError: an unknown name or field.
     """
     built_in = BUILT_IN.get(name)
-    fields = dict(own.get(name, {}))
-    if "encoder" in fields:
-        fields = encoder_fields(str(fields.pop("encoder"))) | fields
+    fields = own_fields(own.get(name, {}))
     if fields.get("name", name) != name:
         raise ConfigError(f"Space {name!r}: its name is the key under own_spaces; leave out `name`.")
     if str(fields.get("architecture", "")).startswith("timm:"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from manifpt.storage import join, normalize
 from manifpt.trained import WEIGHTS, trained_config
 
-__all__ = ["encoder_config", "encoder_fields"]
+__all__ = ["encoder_config", "own_fields"]
 
 _NEEDED = ("architecture", "size_px", "mean", "std")
 
@@ -21,12 +22,16 @@ def encoder_config(uri: str) -> dict[str, Any]:
     return trained_config(uri, "encoder", "pretrain_encoder", _NEEDED)
 
 
-def encoder_fields(uri: str) -> dict[str, Any]:
-    """The fields of a `SpaceSpec` that an encoder's folder states.
+def own_fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `SpaceSpec` that a user gives: as they are, or with those of the `encoder` that they name.
 
     Raises:
         ConfigError: as of `encoder_config`.
     """
-    folder = normalize(uri)
+    fields = dict(given)
+    if "encoder" not in fields:
+        return fields
+    folder = normalize(str(fields.pop("encoder")))
     document = encoder_config(folder)
-    return {name: document[name] for name in ("weights_sha256", *_NEEDED)} | {"weights": join(folder, WEIGHTS)}
+    stated = {name: document[name] for name in ("weights_sha256", *_NEEDED)}
+    return stated | {"weights": join(folder, WEIGHTS)} | fields

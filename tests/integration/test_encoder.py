@@ -59,6 +59,8 @@ def test_an_encoder_is_trained_by_two_workers_and_becomes_a_space(
         "--output",
         tmp_path / "run",
     )
+    (tmp_path / "own.yaml").write_text(f"own_spaces: {{selfsupervised: {{encoder: {tmp_path / 'encoder'}}}}}")
+    assert "20 images" in must(job("compute_artifacts", *run, "--config", tmp_path / "own.yaml", "--dry-run"))
     assert "Projected 20 images" in must(job("compute_artifacts", *run, env=cluster))
     assert read_plan(str(tmp_path / "run")).spaces[0].weights_sha256 == config["weights_sha256"]
     (table,) = read_artifacts(str(tmp_path / "run"), "selfsupervised")
