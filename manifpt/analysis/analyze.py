@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from manifpt.analysis.designs import Designs, read_designs
-from manifpt.analysis.tasks import STAGES, Work, measure
-from manifpt.attributor.examples import choice_of, read_labels, read_rows
+from manifpt.analysis.tasks import STAGES, Work, measure, opened
+from manifpt.attributor.examples import choice_of, read_labels
 from manifpt.config import AnalyzeConfig
 from manifpt.errors import ConfigError
 from manifpt.log import event
@@ -36,23 +36,25 @@ def analyze_fingerprints(config: AnalyzeConfig) -> dict[str, Any]:
         ConfigError: what is missing or doesn't fit together.
     """
     begin = time.monotonic()
+    if not 0 <= config.seed < 1 << 32:
+        raise ConfigError(f"--seed is from 0 to 4294967295, not {config.seed}.")
     run, output = normalize(config.artifacts), normalize(config.output)
     plan = read_plan(run)
     spaces = config.spaces or tuple(spec.name for spec in plan.spaces)
     designs = read_designs(config.designs) if config.designs else None
-    attributors = _attributors(config, plan)
-    for space in spaces:  # what is wrong is found before a cluster starts
-        read_rows(run, space, config.group_column)
-    publish_facts(join(output, "analysis.json"), _facts(config, plan, spaces, designs, attributors), "analysis")
-    if store_of(output).stat(join(output, "report.html")) is not None:
-        before: dict[str, Any] = json.loads(store_of(output).read(join(output, "report.json")))
-        return before | {"analysed": False}
+    attributors = _attributors(config, plan, spaces)
     works = [
         Work(run=run, space=space, stage=stage, choice=choice_of(config), group_column=config.group_column,
              designs=designs, attributor=attributors.get(space), seed=config.seed)
         for stage in STAGES
         for space in spaces
     ]  # fmt: skip
+    for work in works[: len(spaces)]:  # what is wrong is found before a cluster starts
+        opened(work)
+    publish_facts(join(output, "analysis.json"), _facts(config, plan, spaces, designs, attributors), "analysis")
+    if store_of(output).stat(join(output, "report.html")) is not None:
+        before: dict[str, Any] = json.loads(store_of(output).read(join(output, "report.json")))
+        return before | {"analysed": False}
     numbers, arrays = _measured(works)
     document = {
         "run": run,
@@ -113,7 +115,7 @@ def _measured(works: list[Work]) -> tuple[dict[str, dict[str, Any]], Arrays]:
     return numbers, arrays
 
 
-def _attributors(config: AnalyzeConfig, plan: Plan) -> dict[str, str]:
+def _attributors(config: AnalyzeConfig, plan: Plan, spaces: tuple[str, ...]) -> dict[str, str]:
     """Bundles by the space that they take."""
     from manifpt.attributor.bundle import Attributor
 
@@ -126,6 +128,11 @@ def _attributors(config: AnalyzeConfig, plan: Plan) -> dict[str, str]:
                 f"The attributor {path} was trained on artifacts of another run (space "
                 f"{attributor.config['space']['name']}, reference {attributor.config['reference_digest'][:16]}); train "
                 f"one on {config.artifacts}, or leave it out."
+            )
+        if spec.name in found or spec.name not in spaces:
+            raise ConfigError(
+                f"The attributor {path} is of the space {spec.name}, which has another one or isn't analysed: name one "
+                f"for each of --spaces ({', '.join(spaces)}) at most."
             )
         found[spec.name] = path
     return found

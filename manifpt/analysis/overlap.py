@@ -76,13 +76,14 @@ class Reals:
         )
 
 
-def overlap(reals: Reals, embedding_md: np.ndarray, distance_m: np.ndarray) -> dict[str, Any]:
+def overlap(reals: Reals, embedding_md: np.ndarray, distance_m: np.ndarray | None) -> dict[str, Any]:
     """One source against the reals.
 
     Args:
         reals: N of the reference.
         embedding_md: float32 [M, D].
-        distance_m: float [M], the norms of its artifacts, onto the whole reference.
+        distance_m: float [M], to the nearest of the whole reference; None: not known, since the artifacts are of
+            another projection. The bound then has one side only.
 
     Returns:
         By metric; `{"images": M}` alone where there are too few.
@@ -96,7 +97,8 @@ def overlap(reals: Reals, embedding_md: np.ndarray, distance_m: np.ndarray) -> d
     sums = PairSums.of(reals.kernels, 2).add_own(embedding_md, of_set_m)
     sums = sums.add(reals.real_nd, of_set_n, embedding_md, of_set_m).merged(reals.sums)
     reverse_n = np.sqrt(Nearest.to(reals.real_nd, 1).add(embedding_md, rows_m).found.squared_bk[:, 0])
-    artifacts, reverse = MeanNorm().add(distance_m), MeanNorm().add(reverse_n)
+    reverse = MeanNorm().add(reverse_n)
+    artifacts = None if distance_m is None else MeanNorm().add(distance_m)
     cubic, gaussian, _ = reals.kernels
     return found | {
         **asdict(balls.add(reals.real_nd, rows_n, embedding_md, rows_m).result()),
@@ -107,9 +109,9 @@ def overlap(reals: Reals, embedding_md: np.ndarray, distance_m: np.ndarray) -> d
         "sliced_wasserstein": sliced_wasserstein(
             reals.slices, Slices.of(reals.slices.features, reals.slices.seed).add(embedding_md)
         ),
-        "mean_artifact_norm": artifacts.result(),
+        "mean_artifact_norm": None if artifacts is None else artifacts.result(),
         "mean_reverse_norm": reverse.result(),
-        "wasserstein_bound": wasserstein_bound(artifacts, reverse),
+        "wasserstein_bound": reverse.result() if artifacts is None else wasserstein_bound(artifacts, reverse),
     }
 
 

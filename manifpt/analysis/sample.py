@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +51,21 @@ class Sample:
     label_b: np.ndarray
     image_ids: tuple[str, ...]
     seed: int
+
+    def of_rows(self, row_b: np.ndarray) -> Sample:
+        """Other rows of the examples, int64 [B]."""
+        image_ids = self.examples.table["image_id"].take(pa.array(row_b)).to_pylist()
+        return replace(self, row_b=row_b, label_b=self.examples.label_n[row_b], image_ids=tuple(image_ids))
+
+    def at_most(self, images: int) -> Sample:
+        """So many rows of each label; what isn't looked at isn't read."""
+        return self.of_rows(self.row_b[few(self.label_b, self.image_ids, images)])
+
+    @property
+    def in_reference_b(self) -> np.ndarray:
+        """bool [B], whether the reference holds the very image, which was left out when it was projected."""
+        twins = self.examples.table["twin"].take(pa.array(self.row_b)).to_pylist()
+        return np.array([twin == "left_out" for twin in twins], bool)
 
     @property
     def spec(self) -> SpaceSpec:

@@ -6,6 +6,7 @@ Legend: B images, S labels, G generators, D dimensions, F features.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -24,11 +25,11 @@ from manifpt.metrics.neighbors import Nearest
 from manifpt.metrics.pairs import PairSums
 from manifpt.metrics.separability import leave_one_out_accuracy, silhouette
 
-__all__ = ["alignments", "fingerprint_distances", "images_for_pairs", "principal", "separability"]
+__all__ = ["alignments", "arrangements", "fingerprint_distances", "images_for_pairs", "principal", "separability"]
 
 _PAIR_WORK = 4e11  # multiplications over all pairs: half a minute of one core
 _MOST_CLUSTERS = 10
-_FEWEST_GENERATORS = 4  # with 3, a choice has too few arrangements for any of them to be rare
+_FEWEST_GENERATORS = 4
 _BANDWIDTH_ROWS = 1000
 _COMPONENTS = 50
 
@@ -49,10 +50,12 @@ def fingerprint_distances(artifact_bd: np.ndarray, label_b: np.ndarray, labels: 
         labels: S.
 
     Raises:
-        ConfigError: a label of one image, or artifacts that are all equal.
+        ConfigError: a label of one image.
     """
     some_bd = artifact_bd[np.random.default_rng(0).permutation(len(artifact_bd))[:_BANDWIDTH_ROWS]]
-    cubic, gaussian = CubicKernel(artifact_bd.shape[1]), GaussianKernel(median_distance(some_bd))
+    are_equal = bool((some_bd == some_bd[0]).all())  # their MMD is 0 by any bandwidth
+    cubic = CubicKernel(artifact_bd.shape[1])
+    gaussian = GaussianKernel(1.0 if are_equal else median_distance(some_bd))
     sums = PairSums.of((cubic, gaussian, NegativeDistance()), labels).add_own(artifact_bd, label_b)
     least = int(np.bincount(label_b, minlength=labels).min())
     moments = [moments_of(artifact_bd[np.flatnonzero(label_b == label)[:least]]) for label in range(labels)]
@@ -113,8 +116,9 @@ def alignments(
         seed: of k-means' starts, permutations and resamples.
 
     Returns:
-        By choice: `generators` and `values`, how many; then `why_not` it was judged, or `images` and `tree`, each with
-        scores at as many clusters as values (`at_values`), their means over the sweep, and NMI `by_clusters`.
+        By choice: `generators` and `values`, how many; then `why_not` it was judged, or `least_p`, below which no
+        permutation test of so few generators can come; `clusters`, the sweep; `images` and `tree`, each with scores
+        at as many clusters as values (`at_values`), their means over the sweep, and NMI `by_clusters`.
     """
     found: dict[str, dict[str, Any]] = {}
     clustered: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
@@ -140,10 +144,22 @@ def alignments(
         found[name] = {
             "generators": len(known),
             "values": values,
+            "least_p": 1 / arrangements(np.unique(value_g, return_counts=True)[1].tolist()),
+            "clusters": sorted(by_tree),
             "images": _told({n: of_images[n] for n in by_tree}, generator_b, value_g, values, seed),
             "tree": _told(by_tree, everyone, value_g, values, seed),
         }
     return found
+
+
+def arrangements(counts: Sequence[int]) -> int:
+    """In how many ways generators can be divided into groups of these sizes, whatever the groups are called."""
+    ways = math.factorial(sum(counts))
+    for size in counts:
+        ways //= math.factorial(size)
+    for same in Counter(counts).values():
+        ways //= math.factorial(same)
+    return ways
 
 
 def _why_not(generators: int, values: int) -> str:

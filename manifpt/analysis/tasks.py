@@ -13,7 +13,7 @@ import numpy as np
 from manifpt.analysis.designs import Designs
 from manifpt.analysis.maps import images_for_maps, tsne, umap
 from manifpt.analysis.overlap import Reals, overlap
-from manifpt.analysis.sample import Sample, embeddings_known, few, open_sample
+from manifpt.analysis.sample import Sample, embeddings_known, open_sample
 from manifpt.analysis.structure import (
     alignments,
     fingerprint_distances,
@@ -27,7 +27,7 @@ from manifpt.attributor.splits import TEST
 from manifpt.errors import ConfigError
 from manifpt.spaces.pixels import log_spectrum
 
-__all__ = ["STAGES", "Work", "measure"]
+__all__ = ["STAGES", "Work", "measure", "opened"]
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -57,6 +57,17 @@ class Work:
 
 def measure(work: Work) -> tuple[Work, dict[str, Any], dict[str, np.ndarray]]:
     """Returns the work, what JSON can hold of its result, and arrays to draw."""
+    sample, trained = opened(work)
+    numbers, arrays = STAGES[work.stage](sample, work, trained)
+    return work, numbers, arrays
+
+
+def opened(work: Work) -> tuple[Sample, Attributor | None]:
+    """The rows of a work, of which nothing large is read yet, and its attributor.
+
+    Raises:
+        ConfigError: no such rows, a label of one image, or an attributor of other rows.
+    """
     trained = Attributor.load(work.attributor) if work.attributor is not None else None
     # Sides of an attributor's own seed: its features are looked at on images that it wasn't trained on.
     choice = (
@@ -68,8 +79,12 @@ def measure(work: Work) -> tuple[Work, dict[str, Any], dict[str, np.ndarray]]:
             f"The attributor {work.attributor} was trained on other rows than these: state the --labels, --min-images, "
             f"--most-images and --group-column of its training."
         )
-    numbers, arrays = STAGES[work.stage](replace(sample, seed=work.seed), work, trained)
-    return work, numbers, arrays
+    count_s = np.bincount(sample.label_b, minlength=len(sample.labels))
+    if count_s.min() < 2:
+        raise ConfigError(
+            f"{sample.labels[count_s.argmin()]} has one image, and a fingerprint needs two: --min-images 2."
+        )
+    return replace(sample, seed=work.seed), trained
 
 
 def _overlap(sample: Sample, work: Work, _: Attributor | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -89,11 +104,18 @@ def _overlap(sample: Sample, work: Work, _: Attributor | None) -> tuple[dict[str
     }
     arrays: dict[str, np.ndarray] = {"distance_b": sample.distance_b, "label_b": sample.label_b}
     known = embeddings_known(sample.examples.estimate, sample.spec)
+    numbers["in_reference"] = int(sample.in_reference_b.sum())
     if known:
+        # A real that the reference holds would be compared with itself.
+        is_new_b, is_nearest = ~sample.in_reference_b, sample.examples.estimate.name == "nearest"
         reals = Reals.of(sample.real_nd, sample.seed)
         numbers["reals"] = len(sample.real_nd)
         numbers["overlap"] = {
-            label: overlap(reals, sample.embedding_bd[rows], sample.distance_b[rows])
+            label: overlap(
+                reals,
+                sample.embedding_bd[rows[is_new_b[rows]]],
+                sample.distance_b[rows[is_new_b[rows]]] if is_nearest else None,
+            )
             for label, rows in of_label.items()
         }
     if len(sample.shape) == 3:
@@ -117,14 +139,10 @@ def _mean_spectrum(sample: Sample, embedding_bd: np.ndarray) -> np.ndarray:
 
 def _structure(sample: Sample, work: Work, trained: Attributor | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Between the fingerprints."""
-    most = images_for_pairs(len(sample.labels), sample.artifact_bd.shape[1])
-    kept = few(sample.label_b, sample.image_ids, most)
-    count_s = np.bincount(sample.label_b[kept], minlength=len(sample.labels))
-    if count_s.min() < 2:
-        raise ConfigError(
-            f"{sample.labels[count_s.argmin()]} has one image, and a fingerprint needs two: --min-images 2."
-        )
-    artifact_bd, label_b = sample.artifact_bd[kept], sample.label_b[kept]
+    most = images_for_pairs(len(sample.labels), int(np.prod(sample.shape)))
+    looked_at = sample.at_most(most)
+    artifact_bd, label_b = looked_at.artifact_bd, looked_at.label_b
+    count_s = np.bincount(label_b, minlength=len(sample.labels))
     distances = fingerprint_distances(artifact_bd, label_b, len(sample.labels))
     numbers: dict[str, Any] = {
         "pair_images": dict(zip(sample.labels, count_s.tolist(), strict=True)),
@@ -133,9 +151,9 @@ def _structure(sample: Sample, work: Work, trained: Attributor | None) -> tuple[
         "alignment": None,
     }
     if work.designs is not None:
-        feature_bf, feature_label_b, _ = _features(sample, trained, work.seed, most)
+        feature_bf, seen = _features(sample, trained, work.seed, most)
         numbers["alignment"] = alignments(
-            distances["energy_distance"], feature_bf, feature_label_b, sample.labels, work.designs, work.seed
+            distances["energy_distance"], feature_bf, seen.label_b, sample.labels, work.designs, work.seed
         )
     return numbers, {}
 
@@ -147,30 +165,25 @@ def _maps(sample: Sample, work: Work, trained: Attributor | None) -> tuple[dict[
     of_network = None if trained is None else (*_features(sample, trained, work.seed, most), "attributor's features")
     maps = []
     for found in (of_artifacts, of_network):
-        if found is None or len(found[0]) < 4:
+        if found is None or len(found[0]) < 4 or not np.ptp(found[0]):  # a map of equal points is none
             continue
-        feature_bf, label_b, row_b, of = found
+        feature_bf, seen, of = found
         for name, method in (("t-SNE", tsne), ("UMAP", umap)):
             place_b2 = method(feature_bf, work.seed).round(3)
             maps.append(
                 {"method": name, "of": of, "x": place_b2[:, 0].tolist(), "y": place_b2[:, 1].tolist(),
-                 "label": label_b.tolist(), "image_id": [sample.image_ids[row] for row in row_b]}
+                 "label": seen.label_b.tolist(), "image_id": list(seen.image_ids)}
             )  # fmt: skip
     return {"maps": maps}, {}
 
 
-def _features(
-    sample: Sample, trained: Attributor | None, seed: int, most: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """float [B, F], labels and rows int64 [B]: an attributor's, of its test images; else principal components."""
-    row_b = np.arange(len(sample.label_b))
-    if trained is not None:
-        row_b = row_b[sample.examples.side_n[sample.row_b] == TEST]
-    row_b = row_b[few(sample.label_b[row_b], [sample.image_ids[row] for row in row_b], most)]
-    artifact_bd = sample.artifact_bd[row_b]
+def _features(sample: Sample, trained: Attributor | None, seed: int, most: int) -> tuple[np.ndarray, Sample]:
+    """Of so many images of each label, float [B, F]: an attributor's, of its test images; else principal components."""
     if trained is None:
-        return principal(artifact_bd, seed), sample.label_b[row_b], row_b
-    return trained.features(artifact_bd.reshape(-1, *sample.shape)), sample.label_b[row_b], row_b
+        seen = sample.at_most(most)
+        return principal(seen.artifact_bd, seed), seen
+    seen = sample.of_rows(np.flatnonzero(sample.examples.side_n == TEST)).at_most(most)
+    return trained.features(seen.artifact_bd.reshape(-1, *sample.shape)), seen
 
 
 STAGES = {"overlap": _overlap, "structure": _structure, "maps": _maps}

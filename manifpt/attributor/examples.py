@@ -134,7 +134,13 @@ class Examples:
 
 
 def choice_of(config: RowsConfig) -> Choice:
-    """The choice that a command's flags make."""
+    """The choice that a command's flags make.
+
+    Raises:
+        ConfigError: no images at most, or a label map that can't be read.
+    """
+    if config.most_images is not None and config.most_images < 1:
+        raise ConfigError(f"--most-images must be at least 1, not {config.most_images}.")
     return Choice(
         labels=read_labels(config.labels),
         min_images=config.min_images,

@@ -54,7 +54,7 @@ class GaussianKernel:
 
 
 def median_distance(sample_nf: np.ndarray) -> float:
-    """The median heuristic: the median distance of two of some vectors (Gretton et al. 2012, section 8).
+    """The median heuristic: the median distance of two different ones of some vectors (Gretton et al. 2012, section 8).
 
     A bandwidth has to be known before sums begin, and values of two bandwidths can't be compared. So it is taken once,
     from one sample of all sets together; 1,000 rows are enough, and take 4 MiB of distances.
@@ -63,14 +63,15 @@ def median_distance(sample_nf: np.ndarray) -> float:
         sample_nf: float [N, F], N at least 2.
 
     Raises:
-        ConfigError: fewer rows, a number that is not finite, or rows most of which are equal.
+        ConfigError: fewer rows, a number that is not finite, or rows that are all equal.
     """
     parts = []
     for tile in tiles(sample_nf, sample_nf):
         rows_n, rows_m = (np.arange(len(sample_nf))[side] for side in (tile.one, tile.other))
         parts.append(tile.squared_nm[rows_n[:, None] < rows_m])
     squared_p = np.concatenate(parts) if parts else np.empty(0)
-    if not len(squared_p) or np.median(squared_p) == 0:
+    squared_p = squared_p[squared_p > 0]  # a generator that copies has many artifacts of zero
+    if not len(squared_p):
         raise ConfigError("A bandwidth needs two different images; draw more, or leave out copies.")
     return float(np.median(np.sqrt(squared_p)))
 

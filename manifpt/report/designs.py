@@ -11,6 +11,7 @@ from manifpt.report.page import Figure, Section, Table
 __all__ = ["designs_section", "same_divisions"]
 
 _PAPER_CHOICES = ("upsampling", "nonlinearity", "normalization", "downsampling", "skip", "loss")
+_SURE = 0.05
 
 
 def designs_section(document: Mapping[str, Any]) -> Section:
@@ -23,12 +24,14 @@ def designs_section(document: Mapping[str, Any]) -> Section:
     notes: tuple[str, ...] = ("A value with a question mark was not checked in the generator's code.",)
     parts: list[Table | Figure] = [Table("Design choices", ("label", *choices), rows, notes)]
     by_space: dict[str, dict[str, float | None]] = {}
-    scores = []
+    not_judged: dict[str, str] = {}
+    scores: list[tuple[str | float | int | None, ...]] = []
     for space, found in document["spaces"].items():
         by_space[space] = {}
         for name, aligned in found["alignment"].items():
             if "why_not" in aligned:
                 by_space[space][name] = None
+                not_judged[name] = aligned["why_not"]
                 continue
             by_space[space][name] = aligned["images"]["at_values"]["nmi"]["value"]
             for unit in ("images", "tree"):
@@ -36,8 +39,8 @@ def designs_section(document: Mapping[str, Any]) -> Section:
                 scores.append(
                     (f"{space}, {name}", unit, aligned["generators"], aligned["values"], at_values["nmi"]["value"],
                      at_values["nmi"]["chance"], at_values["nmi"]["low"], at_values["nmi"]["high"],
-                     at_values["nmi"]["p_value"], at_values["ari"]["value"], mean["nmi"]["value"],
-                     mean["nmi"]["p_value"])
+                     at_values["nmi"]["p_value"], at_values["ari"]["value"], aligned["least_p"],
+                     mean["nmi"]["value"], mean["nmi"]["p_value"])
                 )  # fmt: skip
     paper = {f"paper: {method}": dict(row) for method, row in document["paper_table5"].items()}
     shown = [name for name in choices if any(row.get(name) is not None for row in by_space.values())]
@@ -51,32 +54,46 @@ def designs_section(document: Mapping[str, Any]) -> Section:
         Table("NMI of clusters and design choices, as in the paper's Table 5", ("space", *choices), table, notes)
     )
     head = ("space, choice", "clustered", "generators", "values", "NMI", "by chance", "interval from", "to", "p",
-            "ARI", "NMI, mean of sweep", "p of sweep")  # fmt: skip
+            "ARI", "p can be", "NMI, mean of sweep", "p of sweep")  # fmt: skip
     notes = (
         "images: k-means on features; tree: generators by the energy distance of their fingerprints. By chance and p: "
         "the values permuted among the generators. The interval resamples generators, and with few of them lies too "
-        "high. The sweep goes over 2 to 10 clusters, so that no lucky number is picked. p is not corrected for the "
-        "number of choices and spaces.",
+        "high. The sweep goes over 2 to 10 clusters (fewer than generators) and the number of values, so that no lucky "
+        "number is picked. “p can be” is the least that so few generators allow. p is not corrected for the number of "
+        "choices and spaces.",
     )
     parts.append(Table("How sure that is", head, tuple(scores), notes))
     if shown:
         text = f"NMI of clusters with {', '.join(shown)}; a row for each space and for each of the paper's."
         picture = draw_alignment({**by_space, **paper}, [*shown, *(c for c in _PAPER_CHOICES if c not in shown)])
         parts.append(Figure("designs-nmi", "NMI of clusters and design choices", text, picture))
-    sure = [row for row in scores if row[1] == "images" and isinstance(row[-1], float) and row[-1] <= 0.05]
-    found_text = (
-        "Over the sweep, clusters of images follow "
-        + ", ".join(f"{row[0]} (p = {row[-1]:.3f})" for row in sure)
-        + " more than chance explains at 5 %, with nothing corrected for how many were tried."
-        if sure
-        else "Over the sweep, no choice is followed more than chance explains at 5 %."
-    )
+    paragraphs = _found(scores, not_judged)
     same = same_divisions(designs["generators"], shown)
-    paragraphs = [found_text]
     if same:
         told = "; ".join(" and ".join(names) for names in same)
         paragraphs.append(f"These divide the generators here in the same way, so nothing can tell them apart: {told}.")
     return Section("Design choices", tuple(paragraphs), tuple(parts))
+
+
+def _found(scores: Sequence[tuple[Any, ...]], not_judged: Mapping[str, str]) -> list[str]:
+    """What the clusters of images say, and what they can't."""
+    of_images = [row for row in scores if row[1] == "images"]
+    able = [row for row in of_images if row[-3] <= _SURE]
+    sure = ", ".join(f"{row[0]} (p = {row[-1]:.3f})" for row in able if row[-1] <= _SURE)
+    paragraphs = []
+    if sure:
+        paragraphs.append(
+            f"Over the sweep, clusters of images follow {sure} more than chance explains at 5 %, with nothing "
+            f"corrected for how many were tried."
+        )
+    elif able:
+        paragraphs.append("Over the sweep, no choice is followed more than chance explains at 5 %.")
+    unable = ", ".join(str(row[0]) for row in of_images if row[-3] > _SURE)
+    if unable:
+        paragraphs.append(f"Too few generators to tell at 5 %, whatever the clusters: {unable}.")
+    if not_judged:
+        paragraphs.append("Not judged: " + "; ".join(f"{name} ({why})" for name, why in not_judged.items()) + ".")
+    return paragraphs
 
 
 def same_divisions(generators: Mapping[str, Mapping[str, str | None]], choices: Sequence[str]) -> list[list[str]]:

@@ -6,6 +6,7 @@ Legend: S labels.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib import colormaps
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from manifpt.report.text import plain
 
-__all__ = ["MARKERS", "color_of", "grid", "literal", "png"]
+__all__ = ["MARKERS", "color_of", "distinct", "grid", "literal", "png"]
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # with a colour each: what can't tell colours apart has shapes
 
@@ -22,6 +23,12 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # with a colour each: what can't 
 def literal(text: str, most: int = 40) -> str:
     """Somebody else's text as matplotlib must draw it: plain, and without its mathematics."""
     return plain(text, most).replace("$", r"\$")
+
+
+def distinct(labels: Sequence[str], most: int = 24) -> list[str]:
+    """Labels cut to so many characters; those that are then alike get their numbers, to be told apart in a legend."""
+    cut = [plain(label, most) for label in labels]
+    return [f"{name} #{number}" if cut.count(name) > 1 else name for number, name in enumerate(cut, start=1)]
 
 
 def color_of(number: int, count: int) -> str:

@@ -94,7 +94,7 @@ def _introduction(document: Mapping[str, Any], preview: bytes | None) -> Section
         "the set of its artifacts. Each section below looks at one embedding space: how generated images lie among the "
         "real ones, and how the fingerprints of generators lie to each other.",
         "Numbers are of samples, so they differ between runs with other images. Held-out real images, where the run "
-        f"has them under the label “{REAL}”, show what a perfect generator would reach; compare with that row, not "
+        f"has them under the label “{REAL}”, show what new images of the same kind reach; compare with that row, not "
         "with an ideal. Values that depend on the number of images can be compared between rows of equal numbers only.",
     )
     if preview is None:
@@ -114,6 +114,11 @@ def _space(space: str, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray
     if found["left_out"]:
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in found["left_out"].items())
         paragraphs.append(f"Left out: {reasons}.")
+    if found["in_reference"]:
+        paragraphs.append(
+            f"{found['in_reference']:,} of them are in the reference itself: they were projected without themselves, "
+            f"and take no part in the comparison with the reals."
+        )
     if found["overlap"] is not None:
         parts.append(_overlap_table(space, found, stored_as))
     else:
@@ -123,10 +128,14 @@ def _space(space: str, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray
         )
     text = (
         "Box plots of artifact norms by label, boxes from the 25th to the 75th percentile, whiskers from the 5th to "
-        "the 95th; the percentiles are in report.json."
+        "the 95th; the table below has the percentiles."
     )
     norms = draw_norms(arrays["distance_b"], arrays["label_b"], labels)
     parts.append(Figure(f"{space}-norms", f"{space}: artifact norms", text, norms))
+    shares = tuple(next(iter(found["norms"].values())))
+    rows = tuple((label, *(of_label[share] for share in shares)) for label, of_label in found["norms"].items())
+    head = ("label", *(f"{100 * float(share):g} %" for share in shares))
+    parts.append(Table(f"{space}: percentiles of artifact norms", head, rows))
     if "mean_artifact_schw" in arrays:
         spectra = arrays.get("mean_spectrum_shw"), arrays.get("real_spectrum_hw")
         pictures = draw_means(labels, arrays["mean_artifact_schw"], *spectra)
@@ -155,9 +164,9 @@ def _overlap_table(space: str, found: Mapping[str, Any], stored_as: str) -> Tabl
     )  # fmt: skip
     notes = (
         f"Against {found['reals']:,} images drawn from the reference; |a| is the distance to the nearest of the whole "
-        f"reference, reverse |a| that of a real to its nearest generated image. Precision, recall, density and "
-        f"coverage by balls of 5 neighbours.",
-        "W1 at least: both mean norms are lower bounds of the Wasserstein distance to these reals (our derivation: "
+        f"reference (not known of other projections), reverse |a| that of a real to its nearest generated image. "
+        f"Precision, recall, density and coverage by balls of 5 neighbours.",
+        "W1 at least: the mean norms are lower bounds of the Wasserstein distance to these reals (our derivation: "
         "manifpt/metrics/wasserstein.py). Unbiased estimates (MMD², energy) may be below zero.",
         f"Embeddings are artifact plus projection, as exact as artifacts are stored ({stored_as}).",
     )

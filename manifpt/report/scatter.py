@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from manifpt.report.drawing import color_of
+from manifpt.report.drawing import color_of, distinct
 
 __all__ = ["scatter_item", "scatter_script"]
 
@@ -30,6 +30,7 @@ def scatter_item(found: Mapping[str, Any], labels: Sequence[str]) -> dict[str, A
     )  # fmt: skip
     plot.grid.visible = False
     plot.toolbar.logo = None
+    names = distinct(labels)
     for number, label in enumerate(labels):
         rows = [row for row, of_row in enumerate(found["label"]) if of_row == number]
         if not rows:
@@ -38,7 +39,7 @@ def scatter_item(found: Mapping[str, Any], labels: Sequence[str]) -> dict[str, A
         plot.scatter(
             "x", "y", source=ColumnDataSource({**columns, "label": [label] * len(rows)}), size=5, line_color=None,
             fill_color=color_of(number, len(labels)), fill_alpha=0.8, marker=_MARKERS[number % len(_MARKERS)],
-            legend_label=label if len(label) <= 24 else label[:23] + "\N{HORIZONTAL ELLIPSIS}",
+            legend_label=names[number],
         )  # fmt: skip
     plot.legend.click_policy = "hide"
     plot.legend.label_text_font_size = "8pt"

@@ -71,9 +71,13 @@ def say_analysis(document: dict[str, Any], output: str) -> str:
             if "precision" in row:
                 lines.append(
                     f"    {plain(label, 33):<34}precision {row['precision']:.2f}  recall {row['recall']:.2f}  mean |a| "
-                    f"{row['mean_artifact_norm']:.2f}  reverse {row['mean_reverse_norm']:.2f}"
+                    f"{_norm(row['mean_artifact_norm'])}  reverse {row['mean_reverse_norm']:.2f}"
                 )
     return "\n".join([*lines, "", f"  numbers  {join(output, 'report.json')}"])
+
+
+def _norm(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def say_attributor(metrics: dict[str, Any], output: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,15 @@ from hypothesis import strategies as st
 from manifpt.analysis.designs import Designs
 from manifpt.analysis.overlap import Reals, overlap
 from manifpt.analysis.sample import few, open_sample
-from manifpt.analysis.structure import alignments, fingerprint_distances, images_for_pairs, principal, separability
-from manifpt.analysis.tasks import STAGES, Work, measure
+from manifpt.analysis.structure import (
+    alignments,
+    arrangements,
+    fingerprint_distances,
+    images_for_pairs,
+    principal,
+    separability,
+)
+from manifpt.analysis.tasks import Work, measure
 from manifpt.attributor.examples import Choice
 from manifpt.errors import ConfigError
 from tests.helpers.runs import artifacts_of, make_run, rows_of
@@ -23,7 +31,9 @@ REALS = RNG.standard_normal((60, 8)).astype(np.float32)
 
 
 def test_a_generator_that_copies_two_reals_has_precision_1_no_fingerprint_and_little_recall() -> None:
-    found = overlap(Reals.of(REALS, 0), np.repeat(REALS[:2], 20, axis=0), np.zeros(40))
+    copies = np.repeat(REALS[:2], 20, axis=0)
+    distance_m = np.linalg.norm(copies[:, None] - REALS, axis=2).min(axis=1)
+    found = overlap(Reals.of(REALS, 0), copies, distance_m)
     assert (found["precision"], found["mean_artifact_norm"]) == (1.0, 0.0)
     assert found["recall"] < 0.1
     assert found["wasserstein_bound"] == found["mean_reverse_norm"] > 0
@@ -37,6 +47,30 @@ def test_what_is_far_from_the_reals_is_far_by_every_measure() -> None:
     larger = ("energy_distance", "kid", "mmd_gaussian", "frechet_distance", "sliced_wasserstein", "wasserstein_bound")
     assert all(one[name] < other[name] for name in larger)
     assert all(one[name] > other[name] for name in ("precision", "density", "coverage"))
+
+
+def test_the_bound_is_one_sided_where_the_distance_to_the_nearest_real_is_not_known() -> None:
+    found = overlap(Reals.of(REALS, 0), REALS[:20], None)
+    assert found["mean_artifact_norm"] is None
+    assert found["wasserstein_bound"] == found["mean_reverse_norm"]
+
+
+def test_fingerprints_of_generators_that_copy_have_distances() -> None:
+    artifact_bd, label_b = fingerprints([[0, 0], [5, 0]])
+    artifact_bd[label_b == 0] = 0
+    copied = np.concatenate([artifact_bd, np.zeros((60, 2), np.float32)])
+    label_b = np.concatenate([label_b, np.zeros(60, np.int64)])
+    assert fingerprint_distances(copied, label_b, 2)["mmd_gaussian"][0, 1] > 0
+    zeros = fingerprint_distances(np.zeros((20, 2), np.float32), np.repeat([0, 1], 10), 2)
+    assert all((distance_ss == 0).all() for distance_ss in zeros.values())
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=7))
+def test_arrangements_are_as_many_as_permutations_make(values: list[int]) -> None:
+    divided = {
+        tuple(sorted(tuple(np.flatnonzero(np.array(order) == v)) for v in set(order))) for order in permutations(values)
+    }
+    assert arrangements([values.count(value) for value in set(values)]) == len(divided)
 
 
 def test_a_source_of_few_images_is_only_counted() -> None:
@@ -123,4 +157,11 @@ def test_a_label_of_one_image_is_refused_with_what_to_do(tmp_path: Path) -> None
                 attributor=None, seed=0)  # fmt: skip
     with pytest.raises(ConfigError, match="vae has one image, and a fingerprint needs two: --min-images 2"):
         measure(work)
-    assert set(STAGES) == {"overlap", "structure", "maps"}
+
+
+def test_rows_are_read_only_where_they_are_looked_at(tmp_path: Path) -> None:
+    sample = open_sample(str(make_run(tmp_path / "run", rows_of({"gan": 20, "vae": 13}))), "rgb", Choice(labels={}))
+    some = sample.at_most(4)
+    assert np.bincount(some.label_b).tolist() == [4, 4]
+    for image_id, artifact_d in zip(some.image_ids, some.artifact_bd, strict=True):
+        np.testing.assert_array_equal(artifact_d, sample.artifact_bd[sample.image_ids.index(image_id)])

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifpt.report.designs import same_divisions
-from manifpt.report.drawing import grid, literal, png
+from manifpt.report.drawing import distinct, grid, literal, png
 from manifpt.report.page import Figure, Section, Table, render_page
+from manifpt.report.scatter import scatter_script
 
 PNG = b"\x89PNG"
 
@@ -63,7 +64,9 @@ def test_only_the_scripts_of_the_page_may_run_and_nothing_is_fetched() -> None:
     assert {base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts} == allowed
     assert len(scripts) == 2
     assert policy.startswith("default-src 'none'")
-    assert all(not (a.get("src") or "data:").startswith("http") for _, a in found.elements)
+    assert all((a.get("src") or "data:").startswith("data:") for _, a in found.elements)
+    library = scatter_script()
+    assert "</script" not in library and "\r" not in library, "it can stand in a page, and its hash holds there"
     assert not [a for tag, a in found.elements if tag == "link"]
 
 
@@ -82,6 +85,11 @@ def test_a_label_that_looks_like_mathematics_is_drawn_as_it_is() -> None:
     figure, axes = grid(1, 1, 1, 1)
     axes[0, 0].set_title(literal("$\\frac{$ \n"))
     assert png(figure).startswith(b"\x89PNG")
+
+
+def test_labels_that_look_alike_when_cut_stay_apart() -> None:
+    names = distinct(["latent_diffusion_cifar10_v1", "latent_diffusion_cifar10_v2", "gan"])
+    assert len(set(names)) == 3 and names[2] == "gan"
 
 
 def test_choices_that_divide_the_generators_alike_are_found() -> None:
