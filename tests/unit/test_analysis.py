@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import permutations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +27,7 @@ from manifpt.analysis.structure import (
 from manifpt.analysis.tasks import Work, measure
 from manifpt.attributor.examples import Choice
 from manifpt.errors import ConfigError
+from tests.helpers.cluster import ROOT
 from tests.helpers.runs import artifacts_of, make_run, rows_of
 
 RNG = np.random.default_rng(0)
@@ -165,3 +169,30 @@ def test_rows_are_read_only_where_they_are_looked_at(tmp_path: Path) -> None:
     assert np.bincount(some.label_b).tolist() == [4, 4]
     for image_id, artifact_d in zip(some.image_ids, some.artifact_bd, strict=True):
         np.testing.assert_array_equal(artifact_d, sample.artifact_bd[sample.image_ids.index(image_id)])
+
+
+PEAK = """
+import os, sys
+from manifpt.analysis.sample import open_sample
+from manifpt.attributor.examples import Choice
+from tests.helpers.memory import peak_rss_bytes
+assert open_sample(sys.argv[1], "rgb", Choice(labels={}, is_test=True)).artifact_bd.shape == (2000, 3072)
+print(peak_rss_bytes(os.getpid()))
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
+    """Eight times as many shards, 103 MB of artifacts more, of which no more are looked at."""
+
+    def artifacts(rows: pa.Table) -> np.ndarray:
+        return np.random.default_rng(0).standard_normal((len(rows), 3, 32, 32)).astype(np.float16)
+
+    peaks_bytes = []
+    for images in (1200, 9600):
+        rows = rows_of({"gan": images, "vae": images})
+        run = make_run(tmp_path / str(images), rows, shard_rows=600, artifacts=artifacts)
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, str(run)], capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        peaks_bytes.append(int(done.stdout.split()[-1]))
+    assert peaks_bytes[1] < peaks_bytes[0] + 60e6
