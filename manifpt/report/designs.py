@@ -91,8 +91,12 @@ def _found(scores: Sequence[tuple[Any, ...]], not_judged: Mapping[str, str]) -> 
     unable = ", ".join(str(row[0]) for row in of_images if row[-3] > _SURE)
     if unable:
         paragraphs.append(f"Too few generators to tell at 5 %, whatever the clusters: {unable}.")
-    if not_judged:
-        paragraphs.append("Not judged: " + "; ".join(f"{name} ({why})" for name, why in not_judged.items()) + ".")
+    by_reason: dict[str, list[str]] = {}
+    for name, why in not_judged.items():
+        by_reason.setdefault(why, []).append(name)
+    if by_reason:
+        told = "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items())
+        paragraphs.append(f"Not judged: {told}.")
     return paragraphs
 
 
