@@ -1,7 +1,4 @@
-"""The manifest: one row an image, sorted by `image_id`, written by streaming and read by row group.
-
-Legend: a *run* is a sorted chunk of rows on local disk, from which a manifest of any size is merged.
-"""
+"""The manifest: one row an image, sorted by `image_id`, written by streaming and read by row group."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifpt.errors import ConfigError
+from manifpt.sorting import sorted_tables
 from manifpt.storage import is_of_storage, sha256_of, store_of
 
 __all__ = ["COLUMNS", "REAL", "SHARD_COLUMNS", "Manifest", "write_manifest"]
@@ -43,15 +41,13 @@ COLUMNS = pa.schema(
 # Names that artifact shards add.
 SHARD_COLUMNS = ("content_hash", "neighbor_id", "distance", "twin", "artifact")
 
-_RUN_ROWS = 131_072
 _ROW_GROUP_ROWS = 16_384  # a shard reads the one or two groups that it lies in
-_SAMPLE_EVERY = 1_024
 
 
 def write_manifest(batches: Iterable[pa.RecordBatch], uri: str) -> int:
     """Sorts rows by `image_id` and writes them as one Parquet object.
 
-    Memory holds `_RUN_ROWS` rows and what a merge step needs, however many rows come.
+    Memory doesn't grow with the number of rows: see `manifpt.sorting`.
 
     Args:
         batches: rows in any order, all of one schema that starts with `COLUMNS`.
@@ -63,71 +59,25 @@ def write_manifest(batches: Iterable[pa.RecordBatch], uri: str) -> int:
     Raises:
         ConfigError: no rows at all, or an image id that occurs twice.
     """
+    rows, last_id = 0, None
     with tempfile.TemporaryDirectory(prefix="manifpt-index-") as folder:
-        runs = [pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0) for path in _spill(batches, Path(folder))]
-        if not runs:
-            raise ConfigError("Nothing to index: no image was found under the input.")
         merged = Path(folder) / "manifest.parquet"
-        rows, last_id = 0, None
-        schema = _unified([run.schema for run in runs])
-        with pq.ParquetWriter(merged, schema, compression="zstd") as writer:
-            for table in _in_row_groups(_merge(runs, schema)):
+        writer: pq.ParquetWriter | None = None
+        try:
+            for table in _in_row_groups(sorted_tables(batches, "image_id")):
+                writer = writer or pq.ParquetWriter(merged, table.schema, compression="zstd")
                 ids = table["image_id"].combine_chunks()
                 _refuse_duplicates(ids, last_id)
                 last_id = ids[-1].as_py()
                 writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
                 rows += len(table)
+        finally:
+            if writer is not None:
+                writer.close()
+        if not rows:
+            raise ConfigError("Nothing to index: no image was found under the input.")
         store_of(uri).upload(merged, uri)
-        del runs
     return rows
-
-
-def _spill(batches: Iterable[pa.RecordBatch], folder: Path) -> Iterator[Path]:
-    held: list[pa.RecordBatch] = []
-    rows, count = 0, 0
-
-    def flush() -> Path:
-        nonlocal rows, count
-        schema = _unified([batch.schema for batch in held])
-        table = pa.concat_tables([pa.table(batch).cast(schema) for batch in held]).sort_by("image_id").combine_chunks()
-        if len(table.to_batches()) != 1:  # combine_chunks keeps chunks that one array can't hold
-            raise ConfigError("The kept columns hold more than 2 GiB in few rows; keep less with --keep-columns.")
-        path = folder / f"run-{count}.arrow"
-        with pa.ipc.new_file(path, table.schema) as writer:
-            writer.write_batch(table.to_batches()[0])
-        held.clear()
-        rows = 0
-        count += 1
-        return path
-
-    for batch in batches:
-        for start in range(0, len(batch), _RUN_ROWS):
-            part = batch.slice(start, _RUN_ROWS)
-            held.append(part)
-            rows += len(part)
-            if rows >= _RUN_ROWS:
-                yield flush()
-    if held:
-        yield flush()
-
-
-def _merge(runs: list[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Sorted tables of about `_RUN_ROWS` rows: the key range is cut at samples, and each part sorted by itself."""
-    ids = [run["image_id"] for run in runs]
-    samples = sorted(column[row].as_py() for column in ids for row in range(0, len(column), _SAMPLE_EVERY))
-    cuts = samples[_RUN_ROWS // _SAMPLE_EVERY :: _RUN_ROWS // _SAMPLE_EVERY]
-    starts = [0] * len(runs)
-    for cut in [*cuts, None]:
-        ends = [
-            len(column)
-            if cut is None
-            else bisect.bisect_left(range(len(column)), cut, lo=start, key=lambda row, c=column: c[row].as_py())  # type: ignore[misc]
-            for column, start in zip(ids, starts, strict=True)
-        ]
-        parts = [pa.table(run.slice(a, b - a)) for run, a, b in zip(runs, starts, ends, strict=True) if b > a]
-        if parts:
-            yield pa.concat_tables([part.cast(schema) for part in parts]).sort_by("image_id")
-        starts = ends
 
 
 def _in_row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -141,14 +91,6 @@ def _in_row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         rest = rest.slice(whole)
     if rest is not None and len(rest):
         yield rest.combine_chunks()
-
-
-def _unified(schemas: list[pa.Schema]) -> pa.Schema:
-    """One schema for inputs that differ in which kept columns they have a type for."""
-    try:
-        return pa.unify_schemas(schemas, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ConfigError(f"The inputs give a kept column two types ({error}); index them apart.") from error
 
 
 def _refuse_duplicates(ids: pa.StringArray, last_id: str | None) -> None:

@@ -74,6 +74,10 @@ class Store(Protocol):
         """Every object under a prefix, streamed, in no promised order."""
         ...
 
+    def remove(self, uri: str) -> None:
+        """Takes an object away; nothing where there is none."""
+        ...
+
     def clean(self, uri: str) -> None:
         """Removes what writers that died have left under a prefix."""
         ...
@@ -203,6 +207,12 @@ class LocalStore:
                     yield from self._walk(entry.path, prefix + entry.name + b"/", ancestors)
                 elif stat.S_ISREG(status.st_mode):  # to read a pipe would wait forever
                     yield _entry(prefix + entry.name, entry.path, status)
+
+    def remove(self, uri: str) -> None:
+        try:
+            os.unlink(_path(uri))
+        except FileNotFoundError:
+            pass
 
     def clean(self, uri: str) -> None:
         folder = _path(uri)

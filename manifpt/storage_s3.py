@@ -24,6 +24,7 @@ from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
+    InvalidPathError,
     PermissionDeniedError,
     PreconditionError,
     UnauthenticatedError,
@@ -189,12 +190,34 @@ class S3Store:
     def list(self, uri: str) -> Iterator[Entry]:
         bucket, prefix = _split(uri)
         prefix = prefix.rstrip("/") + "/" if prefix else ""
+        last = ""
         try:
-            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-                for item in page.get("Contents", ()):
-                    if not item["Key"].endswith("/"):  # the empty objects by which consoles draw folders
-                        key = item["Key"][len(prefix) :]
-                        yield Entry(key, f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
+            # 20 times as fast as boto3, and a bucket has millions of keys.
+            for page in obstore.list(self._bucket(bucket), prefix or None, chunk_size=1000):
+                for item in page:
+                    last = item["path"]
+                    if item["size"] or self.stat(f"s3://{bucket}/{last}"):  # a folder's marker comes without its "/"
+                        etag = (item["e_tag"] or "").strip('"')
+                        yield Entry(last[len(prefix) :], f"s3://{bucket}/{last}", item["size"], etag)
+        except (InvalidPathError, ValueError):  # a key that obstore can't name: boto3 goes on from here
+            yield from self._list_from(bucket, prefix, last)
+        except BaseError as error:  # a bucket that isn't there is generic to obstore
+            raise _by_code(_code_in(error), uri, error) from error
+        except (ClientError, BotoCoreError) as error:
+            raise _translated(error, uri) from error
+
+    def _list_from(self, bucket: str, prefix: str, last: str) -> Iterator[Entry]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, StartAfter=last)
+        for page in pages:
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):  # the empty objects by which consoles draw folders
+                    key = item["Key"][len(prefix) :]
+                    yield Entry(key, f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
+
+    def remove(self, uri: str) -> None:
+        bucket, key = _split(uri)
+        try:
+            self.client.delete_object(Bucket=bucket, Key=key)
         except (ClientError, BotoCoreError) as error:
             raise _translated(error, uri) from error
 
@@ -215,7 +238,8 @@ def _translated(error: BaseException, uri: str) -> Exception:
 def _code_in(error: BaseException) -> str:
     """S3's own code in an error of obstore's, which quotes the answer."""
     found = re.search(r"<Code>(\w+)</Code>", str(error))
-    return found[1] if found else "404" if isinstance(error, FileNotFoundError) else "403"
+    kinds = {FileNotFoundError: "404", PermissionDeniedError: "403", UnauthenticatedError: "403"}
+    return found[1] if found else next((code for kind, code in kinds.items() if isinstance(error, kind)), "")
 
 
 def _by_code(code: str, uri: str, error: BaseException) -> Exception:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manifpt import manifest
+from manifpt import manifest, sorting
 from manifpt.errors import ConfigError
 from manifpt.manifest import COLUMNS, Manifest, write_manifest
 
@@ -24,8 +24,8 @@ IDS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), mi
 def small() -> Iterator[None]:
     """Runs, samples and row groups so small that few rows go through every step of a merge."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest, "_RUN_ROWS", 16)
-        patch.setattr(manifest, "_SAMPLE_EVERY", 4)
+        patch.setattr(sorting, "_RUN_ROWS", 16)
+        patch.setattr(sorting, "_SAMPLE_EVERY", 4)
         patch.setattr(manifest, "_ROW_GROUP_ROWS", 8)
         yield
 
@@ -166,7 +166,7 @@ class TestKeptColumns:
 
     def test_many_batches_of_one_row(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """As from Parquet files of one row. Counting them must not take the square of their number."""
-        monkeypatch.setattr(manifest, "_RUN_ROWS", 4096)
+        monkeypatch.setattr(sorting, "_RUN_ROWS", 4096)
         parts = [batch([f"{n:05}"]) for n in range(4000)]
         calls = 0
 
