@@ -11,13 +11,13 @@ A space sees an image in three steps, so that what crosses processes and lies in
 
 from __future__ import annotations
 
-import io
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from manifpt.alterations import reencoded
 from manifpt.errors import BadImage, ConfigError, RejectReason
 
 __all__ = ["Space", "SpaceSpec", "View", "crop_box"]
@@ -65,7 +65,7 @@ class View:
         """
         is_other = self._is_other(image_hwc)
         if self.codec:
-            image_hwc = _reencoded(image_hwc)
+            image_hwc = reencoded(image_hwc, "JPEG", _QUALITY)  # the last codec of every image is then the same
         if is_other:
             image_hwc = _resized(image_hwc, self.height_px or 0, self.width_px or 0)
         return np.ascontiguousarray(image_hwc.transpose(2, 0, 1))
@@ -93,18 +93,6 @@ class View:
 
 
 _QUALITY = 75  # libjpeg's default, and its 4:2:0
-_MOST_JPEG_PX = 65_500  # libjpeg's limit
-
-
-def _reencoded(image_hwc: np.ndarray) -> np.ndarray:
-    """Through JPEG and back, at the size it came in: the last codec of every image is then the same."""
-    if max(image_hwc.shape) > _MOST_JPEG_PX:
-        height_px, width_px = image_hwc.shape[:2]
-        detail = f"{width_px} x {height_px} px; a JPEG has at most {_MOST_JPEG_PX} a side"
-        raise BadImage(RejectReason.TOO_LARGE, detail)
-    stream = io.BytesIO()
-    Image.fromarray(image_hwc).save(stream, "JPEG", quality=_QUALITY, subsampling="4:2:0")
-    return np.asarray(Image.open(stream))
 
 
 def _resized(image_hwc: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
