@@ -35,11 +35,12 @@ def _is_image(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def fetch(rows: list[dict[str, Any]]) -> Iterator[bytes | BadImage]:
+def fetch(rows: list[dict[str, Any]], exact: bool = False) -> Iterator[bytes | BadImage]:
     """The bytes of each row, in order; an error that belongs to the image in place of its bytes.
 
     Args:
         rows: of a manifest, a shard or a reference: `uri`, `container`, `offset`, `size_bytes`; `etag` where known.
+        exact: a file with another time stamp is another one, too: where it was indexed in this place, not copied since.
 
     Raises:
         StorageError: storage does not answer, which is no property of an image.
@@ -49,7 +50,12 @@ def fetch(rows: list[dict[str, Any]]) -> Iterator[bytes | BadImage]:
     def one(row: dict[str, Any]) -> bytes | BadImage:
         if row["container"] == "parquet":
             return cells[row["uri"], row["offset"]]
-        return _guarded(row)
+        data = _guarded(row)
+        if exact and isinstance(data, bytes) and is_local(row["uri"]):
+            entry = store_of(row["uri"]).stat(row["uri"])  # after reading: what was replaced before now is seen
+            if entry is None or entry.etag != row["etag"]:
+                return BadImage(RejectReason.CHANGED, "replaced since it was indexed")
+        return data
 
     threads = _LOCAL_THREADS if all(is_local(row["uri"]) for row in rows) else _THREADS
     with ThreadPoolExecutor(threads) as pool:

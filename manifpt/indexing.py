@@ -21,14 +21,14 @@ from manifpt.fetch import image_column
 from manifpt.manifest import COLUMNS, SHARD_COLUMNS
 from manifpt.storage import Entry, is_of_storage, normalize, store_of
 
-__all__ = ["IndexOptions", "index"]
+__all__ = ["BATCH_ROWS", "IndexOptions", "batch_of", "entries", "images_in", "index"]
 
 _FORMATS = {
     "apng": "png", "bmp": "bmp", "gif": "gif", "jfif": "jpeg", "jpe": "jpeg", "jpeg": "jpeg", "jpg": "jpeg",
     "pbm": "ppm", "pgm": "ppm", "png": "png", "pnm": "ppm", "ppm": "ppm", "tif": "tiff", "tiff": "tiff", "webp": "webp",
 }  # fmt: skip
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-_BATCH_ROWS = 16_384
+BATCH_ROWS = 16_384
 
 Row = dict[str, Any]
 
@@ -74,21 +74,25 @@ def index(inputs: Iterable[str], options: IndexOptions, skipped: Counter[str]) -
         raise ConfigError(f"--keep-columns {min(clash)}: manifests and shards have a column of this name already.")
     held: list[Row] = []
     for given in inputs:
-        for entry in _entries(given, skipped):
-            for found in _found_in(entry, options, skipped):
+        for entry in entries(given, skipped):
+            for found in images_in(entry, options, skipped):
                 if isinstance(found, pa.RecordBatch):
                     yield found
                     continue
                 held.append(found)
-                if len(held) == _BATCH_ROWS:
-                    yield _batch(held, options)
+                if len(held) == BATCH_ROWS:
+                    yield batch_of(held, options)
                     held.clear()
     if held:
-        yield _batch(held, options)
+        yield batch_of(held, options)
 
 
-def _entries(given: str, skipped: Counter[str]) -> Iterator[Entry]:
-    """The object of exactly this name, or else all below it."""
+def entries(given: str, skipped: Counter[str], may_be_empty: bool = False) -> Iterator[Entry]:
+    """The object of exactly this name, or else all below it but what is hidden.
+
+    Raises:
+        ConfigError: it can't be listed; or nothing is there, unless that may be.
+    """
     root = normalize(given)
     store = store_of(root)
     empty = True
@@ -104,7 +108,7 @@ def _entries(given: str, skipped: Counter[str]) -> Iterator[Entry]:
         pass
     except PermissionError as error:
         raise ConfigError(f"No permission to list {given}: {error}.") from error
-    if empty:
+    if empty and not may_be_empty:
         raise ConfigError(f"There is nothing at {given}; check the path, or the bucket and the prefix.")
 
 
@@ -113,8 +117,12 @@ def _is_hidden(key: str) -> bool:
     return any(part.startswith(".") and part != "." for part in key.split("/"))
 
 
-def _found_in(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Iterator[Row | pa.RecordBatch]:
-    """The images of one stored object: itself, the members of a tar, or the rows of a Parquet file."""
+def images_in(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Iterator[Row | pa.RecordBatch]:
+    """The images of one stored object: itself, the members of a tar, or the rows of a Parquet file.
+
+    Raises:
+        ConfigError: an object that is damaged, or lacks what the options name.
+    """
     name = entry.key.rpartition("/")[2].lower()
     ending = name.rpartition(".")[2] if "." in name else ""
     if ending == "parquet":
@@ -155,7 +163,8 @@ def _source(options: IndexOptions, named: str | None, key: str, uri: str) -> str
     return folder
 
 
-def _batch(rows: list[Row], options: IndexOptions) -> pa.RecordBatch:
+def batch_of(rows: list[Row], options: IndexOptions) -> pa.RecordBatch:
+    """Rows as a batch of a manifest."""
     columns = {f.name: pa.array([row.get(f.name) for row in rows], f.type) for f in COLUMNS}
     for name in options.keep_columns:
         try:
@@ -283,9 +292,9 @@ def _parquet_batches(entry: Entry, options: IndexOptions, skipped: Counter[str])
                 raise ConfigError(f"{entry.uri} is damaged ({error}); write it again, or leave it out.") from error
             if table.num_columns and len(table) != rows:
                 raise ConfigError(f"{entry.uri} is damaged (rows of group {group} are missing); write it again.")
-            for start in range(0, rows, _BATCH_ROWS):
-                part = table.slice(start, _BATCH_ROWS)
-                count = min(_BATCH_ROWS, rows - start)
+            for start in range(0, rows, BATCH_ROWS):
+                part = table.slice(start, BATCH_ROWS)
+                count = min(BATCH_ROWS, rows - start)
                 yield _parquet_batch(entry, part, range(row + start, row + start + count), options)
             row += rows
 

@@ -71,7 +71,8 @@ def run(plan: Plan, output: str, shards: Sequence[int], most_actors: int | None 
             assert shares.project
             dataset = dataset.map_batches(
                 _Project,
-                fn_constructor_kwargs=work | {"threads": shares.project.threads, "part": part},
+                fn_constructor_kwargs=work
+                | {"threads": shares.project.threads, "part": part, "gpu": shares.project.gpus > 0},
                 **_actors(shares.project),
             )
         dataset = dataset.map_batches(
@@ -224,7 +225,7 @@ def _shares(plan: Plan, most_actors: int | None) -> Shares:
         cluster.get("CPU") or NODE_TO_COME_CPUS,
         cluster.get("GPU", 0),
         network=any(spec.kind == "network" for spec in plan.spaces),
-        project=plan.reference_shards if plan.task == "artifacts" else 0,
+        project=plan.reference_shards if plan.task != "reference" else 0,
         largest_node_cpus=max(nodes, default=0) or NODE_TO_COME_CPUS,
         most_actors=most_actors,
     )
@@ -276,16 +277,24 @@ class _Encode:
 
 
 class _Project:
-    def __init__(self, plan: Plan, s3: dict[str, str], threads: int, part: int) -> None:
+    def __init__(self, plan: Plan, s3: dict[str, str], threads: int, part: int, gpu: bool) -> None:
         self._s3 = s3
         os.environ.update(s3)
-        self._projecting = _Begun(lambda: Projecting(plan, threads, part))
+        self._projecting = _Begun(lambda: _projecting(plan, threads, part, gpu))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return _step(batch, self._s3, self._work)
 
     def _work(self, shard: stages.Shard) -> stages.Shard:
         return self._projecting.result()(shard)
+
+
+def _projecting(plan: Plan, threads: int, part: int, gpu: bool) -> Callable[[stages.Shard], stages.Shard]:
+    if plan.task != "attributions":
+        return Projecting(plan, threads, part)
+    from manifpt.monitoring.attributing import Attributing
+
+    return Attributing(plan, threads, "cuda" if gpu else "cpu")
 
 
 class _Begun:
@@ -307,9 +316,17 @@ class _Begun:
         return self._found
 
 
+def _committing(task: str) -> Callable[[Plan, str, stages.Shard], dict[str, Any]]:
+    if task == "attributions":
+        from manifpt.monitoring.attributing import commit_attributions
+
+        return commit_attributions
+    return stages.commit_artifacts if task == "artifacts" else stages.commit_codes
+
+
 def _commit(batch: pa.Table, plan: Plan, s3: dict[str, str], output: str) -> pa.Table:
     """Commits, and leaves of the shard what the driver needs; the rest may be a million rejected rows."""
-    commit = stages.commit_artifacts if plan.task == "artifacts" else stages.commit_codes
+    commit = _committing(plan.task)
 
     def work(shard: stages.Shard) -> stages.Shard:
         done = commit(plan, output, shard)

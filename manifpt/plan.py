@@ -43,7 +43,7 @@ class Plan:
     """Everything that decides the bytes of the parts; batch sizes, actors and machines don't.
 
     Attributes:
-        task: `artifacts` or `reference`.
+        task: `artifacts`, `reference` or `attributions`.
         manifest_uri: where the rows are.
         manifest_digest: SHA-256 of the manifest.
         rows: images.
@@ -58,6 +58,10 @@ class Plan:
         reference_shards: parts that the reference is held in, each by actors of its own.
         projection: `exact`, `flat` (as exact, by looking at everything) or `approximate`.
         estimate: what x* is.
+        attributor_uri: the bundle that names sources; "" for other tasks.
+        attributor_digest: of that bundle.
+        first_shard: number of the first shard, where a folder holds those of earlier plans.
+        variants: alterations of each image that go the same way, as rows of their own.
     """
 
     task: str
@@ -75,14 +79,24 @@ class Plan:
     projection: str = "exact"
     reference_shards: int = 1
     estimate: Estimate = field(default_factory=Estimate)
+    attributor_uri: str = ""
+    attributor_digest: str = ""
+    first_shard: int = 0
+    variants: tuple[str, ...] = ()
 
     @property
     def shards(self) -> int:
         return -(-self.rows // self.shard_rows)
 
+    @property
+    def numbers(self) -> range:
+        """Of the shards."""
+        return range(self.first_shard, self.first_shard + self.shards)
+
     def rows_of(self, shard: int) -> range:
         """Manifest rows of a shard."""
-        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows))
+        start = (shard - self.first_shard) * self.shard_rows
+        return range(start, min(start + self.shard_rows, self.rows))
 
     def semantic(self) -> dict[str, Any]:
         """The content of `plan.json` that two runs must share to write into one folder."""
@@ -97,8 +111,13 @@ class Plan:
             "inline": list(self.inline),
             "decoder": self.decoder,
             **({"projection": "approximate"} if self.projection == "approximate" else {}),
+            **(self._attribution() if self.task == "attributions" else {}),
             **({"estimate": self.estimate.identity()} if self.estimate.identity() != Estimate().identity() else {}),
         }
+
+    def _attribution(self) -> dict[str, Any]:
+        names = ("attributor_digest", "first_shard", "variants")
+        return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in names}
 
     @property
     def digest(self) -> str:

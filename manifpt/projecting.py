@@ -71,7 +71,7 @@ class Projecting:
             finite_b = np.isfinite(embeddings_bd).all(axis=1)
             not_finite, rows = rows.filter(pa.array(~finite_b)), rows.filter(pa.array(finite_b))
             embeddings_bd = embeddings_bd[finite_b]
-            excluded, twin = _left_out(reference.codes, rows)
+            excluded, twin = _left_out(reference.codes, rows, self._plan.task == "attributions")
             if self._plan.estimate.name == "denoiser":  # it has learned its reference, and can't forget one image
                 free_b = np.array([not len(of_query) for of_query in excluded], bool)
                 rejected.append(_in_reference(rows.filter(pa.array(~free_b)), name))
@@ -142,12 +142,12 @@ def _stored(artifact_bd: np.ndarray, dtype: str, space: str) -> np.ndarray:
     return stored
 
 
-def _left_out(codes: Codes, rows: pa.Table) -> tuple[list[np.ndarray], list[str | None]]:
+def _left_out(codes: Codes, rows: pa.Table, may_be_real: bool) -> tuple[list[np.ndarray], list[str | None]]:
     """What each image must not be projected onto: never a real image onto itself.
 
     A query that is the very object a reference image was made of does not see that image; one whose source is `real`
     does not see any with its pixels either (leave-one-out). A generated image may: it is a copy, and its artifact is
-    rightly zero.
+    rightly zero. Of images that may be real (`may_be_real`), since nobody knows yet, all are treated as real ones.
 
     Returns:
         int64 rows for each image; and what the reference has of it: nothing, its very pixels, `left_out` or not
@@ -158,7 +158,7 @@ def _left_out(codes: Codes, rows: pa.Table) -> tuple[list[np.ndarray], list[str 
     of = {name: rows[name].to_pylist() for name in ("uri", "offset", "source", "content_hash")}
     lookups = codes.rows_with(of["content_hash"]), codes.rows_at(of["uri"], of["offset"])
     for source, same_pixels, itself in zip(of["source"], *lookups, strict=True):
-        left_out = np.union1d(itself, same_pixels) if source == REAL or len(itself) else itself
+        left_out = np.union1d(itself, same_pixels) if may_be_real or source == REAL or len(itself) else itself
         excluded.append(left_out)
         twin.append("left_out" if len(left_out) else "copy" if len(same_pixels) else None)
     return excluded, twin

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from manifpt.alterations import NONE, altered
 from manifpt.artifacts import artifact_table
 from manifpt.decode import content_hash, decode
 from manifpt.errors import BadImage, ConfigError
@@ -31,7 +32,7 @@ from manifpt.reference import LISTED_COLUMNS, code_table
 from manifpt.shards import REJECTED_COLUMNS, Rejected, commit_shard, part_path
 from manifpt.spaces import Space, SpaceSpec, View, make_space
 
-__all__ = ["Encoder", "Shard", "commit_artifacts", "commit_codes", "decode_rows", "rejected_table", "rejection"]
+__all__ = ["Encoder", "Shard", "commit", "commit_artifacts", "commit_codes", "decode_rows", "rejected_table", "rejection"]
 
 Shard = dict[str, Any]
 
@@ -66,9 +67,10 @@ def decode_rows(plan: Plan, shard: int, resize_later: bool = False) -> Shard:
     index: dict[str, list[int]] = {key: [] for key in views}
     kept: list[int] = []
     hashes: list[str] = []
+    variants: list[int] = []
     rejected: list[Rejected] = []
     records = table.to_pylist()
-    for number, (row, data) in enumerate(zip(records, fetch(records), strict=True)):
+    for number, (row, data) in enumerate(zip(records, fetch(records, exact=bool(plan.variants)), strict=True)):
         try:
             if isinstance(data, BadImage):
                 raise data
@@ -76,21 +78,31 @@ def decode_rows(plan: Plan, shard: int, resize_later: bool = False) -> Shard:
         except BadImage as bad:
             rejected.append(rejection(row, None, bad))
             continue
-        bad_views: dict[str, BadImage] = {}
-        for key, view in views.items():
-            try:
-                pixels[key].append(view.whole(image_hwc) if key in later else view.of(image_hwc))
-                index[key].append(len(kept))
-            except BadImage as bad:
-                bad_views[key] = bad
-        if len(bad_views) == len(views):
-            rejected.append(rejection(row, None, next(iter(bad_views.values()))))
-            continue
-        rejected.extend(rejection(row, name, bad_views[key]) for key in bad_views for name in spaces_of[key])
-        kept.append(number)
-        hashes.append(content_hash(image_hwc))
+        hashed = content_hash(image_hwc)
+        for variant, name in enumerate((NONE, *plan.variants)):
+            bad_views: dict[str, BadImage] = {}
+            for key, view in views.items():
+                try:
+                    shown_hwc = altered(image_hwc, name, 0)
+                    pixels[key].append(view.whole(shown_hwc) if key in later else view.of(shown_hwc))
+                    index[key].append(len(kept))
+                except BadImage as bad:
+                    bad_views[key] = bad
+            if len(bad_views) < len(views):
+                kept.append(number)
+                hashes.append(hashed)
+                variants.append(variant)
+            if variant:  # what is missing of an image that is there says so by itself
+                continue
+            if len(bad_views) == len(views):
+                rejected.append(rejection(row, None, next(iter(bad_views.values()))))
+                break
+            rejected.extend(rejection(row, name, bad_views[key]) for key in bad_views for name in spaces_of[key])
 
-    good = table.select([*_CARRIED, *manifest.kept_columns]).take(pa.array(kept, pa.int32()))
+    columns = [*_CARRIED, *manifest.kept_columns, *(["etag"] if plan.task == "attributions" else [])]
+    good = table.select(columns).take(pa.array(kept, pa.int32()))
+    if plan.variants:
+        good = good.append_column("variant", pa.array(variants, pa.int8()))
     out: Shard = {
         "shard": np.array(shard),
         "rows": good.append_column("content_hash", pa.array(hashes, pa.string())),
@@ -159,7 +171,7 @@ def commit_artifacts(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
         path = part_path("artifacts", spec.name, int(shard["shard"]))
         parts[path] = artifact_table(shard[f"rows:{spec.name}"], artifact_bd, tuple(shape), metadata)
     recall = {name.removeprefix("recall:"): value for name, value in shard.items() if name.startswith("recall:")}
-    return _commit(output, shard, parts, lambda held: _statistics(held, recall))
+    return commit(output, shard, parts, lambda held: _statistics(held, recall))
 
 
 def _statistics(
@@ -200,15 +212,16 @@ def commit_codes(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
         if len(rows):  # an empty part would have no shape
             path = part_path("embeddings", key, int(shard["shard"]))
             parts[path] = code_table(rows, shard[f"code:{key}"], {"manifpt.plan_digest": plan.digest})
-    return _commit(output, shard, parts)
+    return commit(output, shard, parts)
 
 
-def _commit(
+def commit(
     output: str,
     shard: Shard,
     parts: Mapping[str, pa.Table],
     statistics: Callable[[Mapping[str, pa.Table]], dict[str, Any]] = lambda parts: {},
 ) -> dict[str, Any]:
+    """Publishes the parts of a shard with what it carries: its rejected images and how long its stages took."""
     seconds = {key.removeprefix("seconds:"): float(value) for key, value in shard.items() if key.startswith("seconds:")}
     rejected = [Rejected(**row) for row in shard["rejected"].to_pylist()]
     return commit_shard(output, int(shard["shard"]), parts, rejected, seconds, statistics)
