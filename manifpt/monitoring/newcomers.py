@@ -1,0 +1,147 @@
+"""Clusters among unknown images that look like one new generator: HDBSCAN on an attributor's features.
+
+Legend: B images of the window, U unknown ones among them, N images of the baseline, K features, C components.
+
+A cluster has no p-value. Whether there are more unknown images than there should be is a test of
+`manifpt.monitoring.drift`; this says what they are, and `manifpt.monitoring.alerts` asks for both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from manifpt.metrics.tiles import finite
+from manifpt.monitoring.drift import Sample
+
+__all__ = ["Newcomer", "newcomers"]
+
+_MOST_UNKNOWN = 5000  # that are clustered: time grows with its square
+_LEAST_MEMBERS = 8
+_COMPONENTS = 16  # distances of more lose their contrast
+_EXAMPLES = 12
+_WIDEST = 1.5  # times the widest known source
+_DENSER = 3.0  # than the baseline where the cluster lies: below, it is the edge of what is known
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """One cluster.
+
+    Attributes:
+        images: how many; of a window with over 5,000 unknown images, of the 5,000 that were drawn.
+        of_unknown: how many images were clustered.
+        examples: ids of the images nearest to the centre, the nearest first.
+        compactness: its median distance to the centre, over that of the median known source.
+        nearest_source: the known source whose centre is nearest.
+        separation: distance of the two centres, over that source's median distance to its own.
+    """
+
+    images: int
+    of_unknown: int
+    examples: tuple[str, ...]
+    compactness: float
+    nearest_source: str
+    separation: float
+
+
+def newcomers(window: Sample, image_id_b: np.ndarray, baseline: Sample, seed: int) -> list[Newcomer]:
+    """Clusters of the window's unknown images, the largest first.
+
+    Features are divided by their standard deviation within the baseline's sources and rotated onto the principal
+    components of unknown images. A cluster counts if it is no wider than a known source can be, and if the window is
+    denser there than the baseline is: the edge of a known source gives unknown images too.
+
+    Args:
+        window: a window's images, or a sample of them that is random in every respect.
+        image_id_b: str (object) [B], their ids.
+        baseline: of held-out images.
+        seed: of the draw among more than 5,000 unknown images; otherwise nothing is drawn.
+
+    Raises:
+        ConfigError: a feature that is no finite number.
+    """
+    from sklearn.cluster import HDBSCAN
+
+    unknown_u = np.flatnonzero(window.is_unknown_b)
+    if len(unknown_u) > _MOST_UNKNOWN:
+        unknown_u = np.sort(np.random.default_rng(seed).choice(unknown_u, _MOST_UNKNOWN, replace=False))
+    if len(unknown_u) < _LEAST_MEMBERS or len(baseline) < 2:
+        return []
+    window_bc, baseline_nc = _components(window.feature_bk, unknown_u, baseline)
+    known = _Known.of(baseline_nc, baseline.label_b)
+    least = max(_LEAST_MEMBERS, round(len(unknown_u) ** 0.5))
+    found = HDBSCAN(min_cluster_size=least, allow_single_cluster=True, copy=True).fit_predict(window_bc[unknown_u])
+    out = []
+    for cluster in range(found.max() + 1):
+        member_m = unknown_u[found == cluster]
+        newcomer = _newcomer(window_bc, member_m, image_id_b, known, baseline_nc, len(unknown_u))
+        out += [newcomer] if newcomer else []
+    return sorted(out, key=lambda newcomer: (-newcomer.images, newcomer.examples))
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Known sources: names, centres float64 [S, C], and median distances to them float64 [S]."""
+
+    names: tuple[str, ...]
+    centre_sc: np.ndarray
+    radius_s: np.ndarray
+
+    @classmethod
+    def of(cls, component_nc: np.ndarray, label_n: np.ndarray) -> _Known:
+        names = tuple(sorted(set(label_n)))
+        centre_sc = np.stack([component_nc[label_n == name].mean(axis=0) for name in names])
+        radius_s = np.array(
+            [
+                np.median(np.linalg.norm(component_nc[label_n == name] - centre_c, axis=1))
+                for name, centre_c in zip(names, centre_sc, strict=True)
+            ]
+        )
+        return cls(names, centre_sc, radius_s)
+
+
+def _components(feature_bk: np.ndarray, unknown_u: np.ndarray, baseline: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """The window's and the baseline's images in the principal components of unknown images, float64 [., C]."""
+    from sklearn.decomposition import PCA
+
+    known_nk = finite(baseline.feature_bk)
+    residual_nk = known_nk.copy()
+    for name in set(baseline.label_b):
+        residual_nk[baseline.label_b == name] -= residual_nk[baseline.label_b == name].mean(axis=0)
+    scale_k = residual_nk.std(axis=0)
+    scale_k = np.maximum(scale_k, np.median(scale_k) / 10)  # a unit that is dead among the known would outweigh all
+    scale_k[scale_k == 0] = 1
+    window_bk = finite(feature_bk) / scale_k
+    components = min(_COMPONENTS, len(unknown_u), window_bk.shape[1])
+    rotation = PCA(components, svd_solver="full").fit(window_bk[unknown_u])
+    return rotation.transform(window_bk), rotation.transform(known_nk / scale_k)
+
+
+def _newcomer(
+    window_bc: np.ndarray, member_m: np.ndarray, image_id_b: np.ndarray, known: _Known, baseline_nc: np.ndarray,
+    of_unknown: int,
+) -> Newcomer | None:  # fmt: skip
+    centre_c = window_bc[member_m].mean(axis=0)
+    distance_m = np.linalg.norm(window_bc[member_m] - centre_c, axis=1)
+    radius = float(np.median(distance_m))
+    if radius > _WIDEST * known.radius_s.max():
+        return None
+    ball = np.quantile(distance_m, 0.9)
+    share, share_before = (
+        (np.linalg.norm(component_c - centre_c, axis=1) <= ball).mean() for component_c in (window_bc, baseline_nc)
+    )
+    if share < _DENSER * share_before:
+        return None
+    gap_s = np.linalg.norm(known.centre_sc - centre_c, axis=1)
+    nearest = int(np.argmin(gap_s))
+    order_m = np.argsort(distance_m, kind="stable")[:_EXAMPLES]
+    return Newcomer(
+        images=len(member_m),
+        of_unknown=of_unknown,
+        examples=tuple(str(name) for name in image_id_b[member_m[order_m]]),
+        compactness=radius / float(np.median(known.radius_s)),
+        nearest_source=known.names[nearest],
+        separation=float(gap_s[nearest] / known.radius_s[nearest]),
+    )

@@ -1,0 +1,251 @@
+"""A window: the images that one scan found new, from the moment they are fixed until its result is there.
+
+    windows/00017/plan.json            what it holds; created once, so that whoever comes second does the same work
+    windows/00017/manifest-*.parquet   its images, named by the plan
+    windows/00017/objects-*.parquet    what storage had: `uri`, `etag`, `change` (new, changed, gone), `problem`
+    windows/00017/rejected.parquet     images without a verdict, and objects that can't be opened
+    windows/00017/window.json          its result, last: counts, tests, newcomers, alerts
+
+Nothing is planned while an earlier window has no result. Killed at any point, a scan first ends the window that it finds.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifpt.errors import ConfigError, RejectReason
+from manifpt.indexing import BATCH_ROWS, IndexOptions, batch_of, images_in
+from manifpt.manifest import Manifest, write_manifest
+from manifpt.monitoring.inventory import changes, known, listing, write_inventory
+from manifpt.plan import Plan
+from manifpt.shards import Rejected, read_commits, write_rejected
+from manifpt.storage import Entry, join, store_of
+
+__all__ = ["Window", "open_window", "plan_window", "record_inventory", "window_folder", "write_window_rejected"]
+
+_FORMAT = 1
+_OBJECTS = pa.schema(
+    [("uri", pa.string()), ("etag", pa.string()), ("change", pa.string()), ("problem", pa.string())]
+)
+# Reasons that may be gone tomorrow: such an object counts as not seen.
+_PASSING = {RejectReason.MISSING.value, RejectReason.FORBIDDEN.value, RejectReason.CHANGED.value}
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One window of a scan.
+
+    Attributes:
+        output: the scan's folder.
+        number: from 1.
+        plan: of its images; None: it has none, since objects are only gone, or hold no images.
+        objects_uri: what storage had.
+        began_s: Unix time before the listing: up to then the input has been looked at.
+        objects: by change: `new`, `changed`, `gone`, and `unreadable` among them.
+    """
+
+    output: str
+    number: int
+    plan: Plan | None
+    objects_uri: str
+    began_s: float
+    objects: dict[str, int]
+
+    @property
+    def folder(self) -> str:
+        """Where its files are."""
+        return window_folder(self.output, self.number)
+
+    @property
+    def next_shard(self) -> int:
+        """The first number that is free after it."""
+        return self.plan.numbers.stop if self.plan is not None else 0
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """`window.json`, if it is there."""
+        try:
+            found: dict[str, Any] = json.loads(store_of(self.output).read(join(self.folder, "window.json")))
+        except FileNotFoundError:
+            return None
+        return found
+
+
+def window_folder(output: str, number: int) -> str:
+    """Where the files of a window are."""
+    return join(output, "windows", f"{number:05d}")
+
+
+def open_window(output: str, number: int, template: Plan) -> Window | None:
+    """A window that was planned; None: there is none of this number.
+
+    Args:
+        output: the scan's folder.
+        number: its.
+        template: the plan of any window of this scan, without images.
+    """
+    uri = join(window_folder(output, number), "plan.json")
+    try:
+        found = json.loads(store_of(output).read(uri))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{uri} is damaged ({error}); restore it, or scan into another --output.") from error
+    plan = None
+    if found["rows"]:
+        names = ("manifest_uri", "manifest_digest", "manifest_etag", "rows", "shard_rows", "first_shard")
+        plan = replace(template, **{name: found[name] for name in names})
+        entry = store_of(plan.manifest_uri).stat(plan.manifest_uri)
+        plan = replace(plan, manifest_etag=entry.etag if entry else "")  # a copied file has another time stamp
+    return Window(output, number, plan, found["objects_uri"], found["began_s"], found["objects"])
+
+
+def plan_window(
+    inputs: Sequence[str], output: str, number: int, template: Plan, began_s: float, skipped: Counter[str]
+) -> Window | None:
+    """Compares storage with what was seen, and fixes a window; None: nothing has changed.
+
+    Args:
+        inputs: folders and prefixes.
+        output, number, template: as of `open_window`; `first_shard` of the template is this window's.
+        began_s: Unix time now.
+        skipped: counts, by ending, what was listed and is no image.
+
+    Raises:
+        ConfigError: an input that can't be listed.
+    """
+    token = uuid.uuid4().hex[:12]  # two scans that plan the same window must not write the same files
+    folder = window_folder(output, number)
+    manifest_uri, objects_uri = (join(folder, f"{name}-{token}.parquet") for name in ("manifest", "objects"))
+    counts: Counter[str] = Counter()
+    rows = 0
+    with ExitStack() as stack:
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="manifpt-window-"))) / "objects.parquet"
+        writer = stack.enter_context(pq.ParquetWriter(path, _OBJECTS, compression="zstd"))
+        batches = _image_batches(inputs, output, writer, counts, skipped)
+        first = next(batches, None)
+        if first is not None:
+            rows = write_manifest(chain([first], batches), manifest_uri)
+        writer.close()
+        if not counts:
+            return None
+        store_of(output).upload(path, objects_uri)
+    document: dict[str, Any] = {
+        "format": _FORMAT,
+        "window": number,
+        "began_s": began_s,
+        "objects": dict(counts),
+        "objects_uri": objects_uri,
+        "rows": rows,
+    }
+    if rows:
+        manifest = Manifest(manifest_uri)
+        document |= {
+            "manifest_uri": manifest_uri,
+            "manifest_digest": manifest.digest(),
+            "manifest_etag": manifest.etag,
+            "shard_rows": template.shard_rows,
+            "first_shard": template.first_shard,
+        }
+        manifest.close()
+    store_of(output).create(join(folder, "plan.json"), json.dumps(document, indent=2).encode())
+    return open_window(output, number, template)
+
+
+def _image_batches(
+    inputs: Sequence[str], output: str, writer: pq.ParquetWriter, counts: Counter[str], skipped: Counter[str]
+) -> Iterator[pa.RecordBatch]:
+    """Manifest rows of all that is new or changed; what storage had is written on the way."""
+    options = IndexOptions(source="")
+    held: list[dict[str, Any]] = []
+    for step in changes(listing(inputs, skipped), known(output)):
+        problems: dict[str, str] = {}
+        for row in pa.concat_tables([step.new, step.changed]).to_pylist():
+            # The whole URI is its id: two prefixes may have the same keys.
+            entry = Entry(row["uri"], row["uri"], row["size_bytes"], row["etag"])
+            try:
+                for found in images_in(entry, options, skipped):
+                    if isinstance(found, pa.RecordBatch):
+                        yield found
+                        continue
+                    held.append(found)
+                    if len(held) == BATCH_ROWS:
+                        yield batch_of(held, options)
+                        held.clear()
+            except ConfigError as error:  # a damaged tar or Parquet file must not end every scan from now on
+                problems[entry.uri] = str(error)
+        parts = {"new": step.new, "changed": step.changed, "gone": step.gone}
+        tables = [_objects(table, change, problems) for change, table in parts.items() if len(table)]
+        if tables:
+            writer.write_table(pa.concat_tables(tables).sort_by("uri"))
+        for change, table in parts.items():
+            counts[change] += len(table)
+        counts["unreadable"] += len(problems)
+    for name in [name for name, count in counts.items() if not count]:
+        del counts[name]
+    if held:
+        yield batch_of(held, options)
+
+
+def _objects(table: pa.Table, change: str, problems: dict[str, str]) -> pa.Table:
+    uris = table["uri"].to_pylist()
+    columns = [uris, table["etag"].to_pylist(), [change] * len(uris), [problems.get(uri) for uri in uris]]
+    return pa.table(columns, schema=_OBJECTS)
+
+
+def _objects_of(window: Window) -> Iterator[pa.Table]:
+    with store_of(window.objects_uri).open(window.objects_uri) as stream:
+        for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS, use_threads=False):
+            yield pa.table(batch)
+
+
+def write_window_rejected(window: Window) -> Counter[str]:
+    """Writes `rejected.parquet` of a window whose shards are all committed. Returns images (and objects) by reason."""
+    reasons: Counter[str] = Counter()
+
+    def told() -> Iterator[dict[str, Any]]:
+        for commit in read_commits(window.output, list(window.plan.numbers) if window.plan else []):
+            reasons.update({row[0]: row[4] for row in commit["rejected"]}.values())
+            yield commit
+        for table in _objects_of(window):
+            bad = table.filter(pc.is_valid(table["problem"]))
+            rows = [
+                list(astuple(Rejected(uri, uri, "", None, RejectReason.CORRUPT.value, problem)))
+                for uri, problem in zip(bad["uri"].to_pylist(), bad["problem"].to_pylist(), strict=True)
+            ]
+            reasons[RejectReason.CORRUPT.value] += len(rows)
+            yield {"rejected": rows}
+
+    write_rejected(window.folder, told())
+    return +reasons
+
+
+def record_inventory(window: Window) -> None:
+    """What this window has seen is known from now on, but for objects that could not be read and may be tomorrow."""
+    passing: set[str] = set()
+    for commit in read_commits(window.output, list(window.plan.numbers) if window.plan else []):
+        passing.update(row[1] for row in commit["rejected"] if row[4] in _PASSING)
+    again = pa.array(sorted(passing), pa.string())
+
+    def seen() -> Iterator[pa.Table]:
+        for table in _objects_of(window):
+            is_gone = np.array([change == "gone" for change in table["change"].to_pylist()], bool)
+            is_again = pc.is_in(table["uri"], value_set=again).to_numpy()
+            table = table.select(["uri", "etag"])
+            yield table.append_column("present", pa.array(~is_gone & ~is_again))
+
+    write_inventory(window.output, window.number, seen())
