@@ -25,12 +25,14 @@ __all__ = [
     "ReferenceConfig",
     "ReproduceConfig",
     "RowsConfig",
+    "ScanConfig",
     "TrainConfig",
     "parse",
     "rejection_budget",
     "run_command",
 ]
 
+AlertSection = Annotated[dict[str, Any], tyro.conf.Suppress]
 OwnSpaces = Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress]
 
 
@@ -286,6 +288,27 @@ class ExplainConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ScanConfig:
+    """Attributes what is new in a bucket since the last scan, and says what has changed. For a schedule."""
+
+    input: tuple[str, ...]
+    """Folders or S3 prefixes; tar and Parquet files in them too."""
+    attributor: str
+    """The attributor bundle."""
+    reference: str
+    """The reference bundle of the run that it was trained on."""
+    output: str
+    """The scans' folder or prefix, the same each time."""
+    denoiser: str | None = None
+    """Of an attributor of runs by --estimate denoiser: the folder that jobs/train_denoiser.py made."""
+    drift_level: float = 0.01
+    """The chance that a scan in which nothing has changed finds any drift."""
+    max_actors: int | None = None
+    """Actors a stage may scale up to, on a cluster that grows. Default: what it has room for now."""
+    alerts: AlertSection = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReproduceConfig:
     """Makes the table of a data set, from its images to Markdown. The same command again goes on."""
 
@@ -362,6 +385,8 @@ def _from_yaml(kind: type[Config], path: str) -> Config:
 def _fits(value: Any, annotation: str) -> bool:
     if annotation.startswith("OwnSpaces"):
         return isinstance(value, dict) and all(isinstance(fields, dict) for fields in value.values())
+    if annotation == "AlertSection":
+        return isinstance(value, dict)  # read by manifpt.monitoring.alerts
     if annotation.startswith("tuple"):
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     if annotation.startswith("Literal"):

@@ -1,7 +1,7 @@
 """Sorting more rows than memory holds, and walking several sorted streams side by side.
 
-Legend: a *run* is a sorted chunk of rows on local disk, from which the whole order is merged. Text is ordered by its UTF-8
-bytes, which is how Arrow, S3 listings and Python's `str` order it.
+Legend: a *run* is a sorted chunk of rows on local disk, from which the whole order is merged. Text is ordered by its
+UTF-8 bytes, which is how Arrow, S3 listings and Python's `str` order it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SAMPLE_EVERY = 1_024
 def sorted_tables(batches: Iterable[pa.RecordBatch], key: str) -> Iterator[pa.Table]:
     """All rows in the order of a column, as tables of about `_RUN_ROWS` rows; nothing for no rows.
 
-    Memory holds `_RUN_ROWS` rows and what a merge step needs, however many rows come. Equal keys stay beside each other.
+    Memory holds `_RUN_ROWS` rows and what a merge step needs, however many rows come. Equal keys stay together.
 
     Args:
         batches: rows in any order, of schemas that can be unified.

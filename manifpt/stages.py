@@ -32,7 +32,16 @@ from manifpt.reference import LISTED_COLUMNS, code_table
 from manifpt.shards import REJECTED_COLUMNS, Rejected, commit_shard, part_path
 from manifpt.spaces import Space, SpaceSpec, View, make_space
 
-__all__ = ["Encoder", "Shard", "commit", "commit_artifacts", "commit_codes", "decode_rows", "rejected_table", "rejection"]
+__all__ = [
+    "Encoder",
+    "Shard",
+    "commit",
+    "commit_artifacts",
+    "commit_codes",
+    "decode_rows",
+    "rejected_table",
+    "rejection",
+]
 
 Shard = dict[str, Any]
 

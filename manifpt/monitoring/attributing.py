@@ -34,7 +34,8 @@ __all__ = ["ATTRIBUTED", "INCONCLUSIVE", "PARTS", "UNKNOWN", "Attributing", "com
 ATTRIBUTED, UNKNOWN, INCONCLUSIVE = "attributed", "unknown", "inconclusive"
 PARTS = "attributions"
 _HALF = 0.5
-_COLUMNS = ["image_id", "uri", "container", "offset", "etag", "content_hash", "neighbor_id", "distance", "twin"]
+_COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "etag", "content_hash", "neighbor_id", "distance",
+            "twin"]  # fmt: skip
 
 
 class Attributing:
@@ -99,9 +100,7 @@ def judged(rows: pa.Table, verdicts: Verdicts, variants: int) -> pa.Table:
         INCONCLUSIVE if reason else UNKNOWN if unknown else ATTRIBUTED
         for reason, unknown in zip(reason_b, verdicts.is_unknown_b[image_b], strict=True)
     ]
-    source_b = [
-        label if verdict == ATTRIBUTED else None for label, verdict in zip(label_b, verdict_b, strict=True)
-    ]
+    source_b = [label if verdict == ATTRIBUTED else None for label, verdict in zip(label_b, verdict_b, strict=True)]
     columns: dict[str, Any] = {
         "verdict": pa.array(verdict_b, pa.string()),
         "source": pa.array(source_b, pa.string()),

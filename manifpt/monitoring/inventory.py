@@ -112,7 +112,7 @@ def known(output: str) -> Iterator[pa.Table]:
 
 
 def write_inventory(output: str, window: int, tables: Iterable[pa.Table]) -> None:
-    """What a window changed: tables of `uri`, `etag` and `present`, sorted by URI. The same window again replaces it."""
+    """What a window changed: tables of `uri`, `etag` and `present`, sorted by URI. Called again, it replaces them."""
     _write(_uri(output, window, False), tables)
 
 

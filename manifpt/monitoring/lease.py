@@ -1,6 +1,6 @@
 """A lease on an output folder: of scans that overlap one works, and another takes over when that one has died.
 
-A holder owns the file with the highest number in `lease/`, which only the holder writes after it was created, and beats by
+A holder owns the file with the highest number in `lease/`, which nobody else writes after it was created, and beats by
 counting up in it. Nobody compares clocks: who waits watches, by its own monotonic clock, whether the count moves. So a
 clock that is set back, or that differs between machines, changes nothing.
 

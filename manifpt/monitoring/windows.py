@@ -6,7 +6,7 @@
     windows/00017/rejected.parquet     images without a verdict, and objects that can't be opened
     windows/00017/window.json          its result, last: counts, tests, newcomers, alerts
 
-Nothing is planned while an earlier window has no result. Killed at any point, a scan first ends the window that it finds.
+Nothing is planned while an earlier window has no result: a scan first ends what one that was killed has begun.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ from manifpt.storage import Entry, join, store_of
 __all__ = ["Window", "open_window", "plan_window", "record_inventory", "window_folder", "write_window_rejected"]
 
 _FORMAT = 1
-_OBJECTS = pa.schema(
-    [("uri", pa.string()), ("etag", pa.string()), ("change", pa.string()), ("problem", pa.string())]
-)
+_OBJECTS = pa.schema([("uri", pa.string()), ("etag", pa.string()), ("change", pa.string()), ("problem", pa.string())])
 # Reasons that may be gone tomorrow: such an object counts as not seen.
 _PASSING = {RejectReason.MISSING.value, RejectReason.FORBIDDEN.value, RejectReason.CHANGED.value}
 
@@ -56,6 +54,7 @@ class Window:
         objects_uri: what storage had.
         began_s: Unix time before the listing: up to then the input has been looked at.
         objects: by change: `new`, `changed`, `gone`, and `unreadable` among them.
+        next_shard: the first number that is free after it.
     """
 
     output: str
@@ -64,16 +63,12 @@ class Window:
     objects_uri: str
     began_s: float
     objects: dict[str, int]
+    next_shard: int
 
     @property
     def folder(self) -> str:
         """Where its files are."""
         return window_folder(self.output, self.number)
-
-    @property
-    def next_shard(self) -> int:
-        """The first number that is free after it."""
-        return self.plan.numbers.stop if self.plan is not None else 0
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -105,13 +100,15 @@ def open_window(output: str, number: int, template: Plan) -> Window | None:
         return None
     except ValueError as error:
         raise ConfigError(f"{uri} is damaged ({error}); restore it, or scan into another --output.") from error
-    plan = None
+    plan, next_shard = None, found["first_shard"]
     if found["rows"]:
-        names = ("manifest_uri", "manifest_digest", "manifest_etag", "rows", "shard_rows", "first_shard")
+        names = ("manifest_uri", "manifest_digest", "rows", "shard_rows", "first_shard")
         plan = replace(template, **{name: found[name] for name in names})
         entry = store_of(plan.manifest_uri).stat(plan.manifest_uri)
-        plan = replace(plan, manifest_etag=entry.etag if entry else "")  # a copied file has another time stamp
-    return Window(output, number, plan, found["objects_uri"], found["began_s"], found["objects"])
+        if entry is None:
+            raise ConfigError(f"{plan.manifest_uri} is gone: restore it, or scan into another --output.")
+        plan, next_shard = replace(plan, manifest_etag=entry.etag), plan.numbers.stop
+    return Window(output, number, plan, found["objects_uri"], found["began_s"], found["objects"], next_shard)
 
 
 def plan_window(
@@ -151,15 +148,14 @@ def plan_window(
         "objects": dict(counts),
         "objects_uri": objects_uri,
         "rows": rows,
+        "first_shard": template.first_shard,
     }
     if rows:
         manifest = Manifest(manifest_uri)
         document |= {
             "manifest_uri": manifest_uri,
             "manifest_digest": manifest.digest(),
-            "manifest_etag": manifest.etag,
             "shard_rows": template.shard_rows,
-            "first_shard": template.first_shard,
         }
         manifest.close()
     store_of(output).create(join(folder, "plan.json"), json.dumps(document, indent=2).encode())

@@ -15,6 +15,7 @@ __all__ = [
     "say_evidence",
     "say_plan",
     "say_reference",
+    "say_scan",
 ]
 
 
@@ -74,6 +75,24 @@ def say_analysis(document: dict[str, Any], output: str) -> str:
                     f"{_norm(row['mean_artifact_norm'])}  reverse {row['mean_reverse_norm']:.2f}"
                 )
     return "\n".join([*lines, "", f"  numbers  {join(output, 'report.json')}"])
+
+
+def say_scan(state: dict[str, Any], output: str) -> str:
+    """After `scan`."""
+    if state["status"] == "skipped":
+        return str(state["why"])
+    windows = ", ".join(f"{number:05d}" for number in state["windows_ended"]) or "none: nothing is new"
+    attributed = state["images"] - state["unknown"] - state["inconclusive"] - state["rejected"]
+    lines = [
+        f"Scanned in {_duration(state['seconds'])}. Windows: {windows}.",
+        f"  {state['images']:,} images: {attributed:,} attributed, {state['unknown']:,} unknown, "
+        f"{state['inconclusive']:,} inconclusive, {state['rejected']:,} rejected",
+        *(f"  {alert['severity']}: {plain(alert['sentence'], 200)}" for alert in state["alerts"]),
+        "",
+        f"  rows     {join(output, 'attributions')}",
+        f"  report   {join(output, 'report.html')}",
+    ]
+    return "\n".join(lines)
 
 
 def _norm(value: float | None) -> str:

@@ -1,0 +1,180 @@
+"""What a finished window says: counts, drift, newcomers, alerts. A function of its shards and of what was before.
+
+Legend: B images, K coordinates of a feature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifpt.artifacts import to_numpy
+from manifpt.attributor.baseline import BASELINE
+from manifpt.errors import ConfigError
+from manifpt.monitoring.alerts import Alert, alerts_of
+from manifpt.monitoring.attributing import INCONCLUSIVE, PARTS, UNKNOWN
+from manifpt.monitoring.drift import Counts, Sample, drift
+from manifpt.monitoring.newcomers import newcomers
+from manifpt.monitoring.settings import Settings
+from manifpt.monitoring.windows import Window, write_window_rejected
+from manifpt.storage import join, store_of
+
+__all__ = ["alerts_in", "counts_of", "read_baseline", "window_result"]
+
+_MOST_IMAGES = 20_000  # of a window that drift and newcomers look at
+_READ_AHEAD = 16
+_COLUMNS = ["image_id", "verdict", "source", "reason", "label", "distance", "is_unknown", "feature"]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the shards of a window hold together.
+
+    Attributes:
+        sources, verdicts, reasons: images by each.
+        image_id_b: of the images looked at.
+        sample: the same images.
+    """
+
+    sources: Counter[str]
+    verdicts: Counter[str]
+    reasons: Counter[str]
+    image_id_b: np.ndarray
+    sample: Sample
+
+
+def window_result(window: Window, settings: Settings, earlier: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of `window.json`; also writes the window's `rejected.parquet`.
+
+    Args:
+        window: all of whose shards are committed.
+        settings: of the scan.
+        earlier: results of the windows before, oldest first.
+    """
+    seen = _seen(window)
+    rejects = write_window_rejected(window)
+    counts = Counts(
+        dict(sorted(seen.sources.items())), seen.verdicts[UNKNOWN], seen.verdicts[INCONCLUSIVE], sum(rejects.values())
+    )
+    baseline = read_baseline(settings.template.attributor_uri)
+    # What fires goes on firing until it is dealt with: windows that alerted are no measure of what is usual.
+    quiet = [counts_of(result) for result in earlier if not result["alerts"]]
+    before = Counts()
+    for one in quiet:
+        before = before.merged(one)
+    seed = window.number
+    findings = drift(baseline, seen.sample, before, counts, settings.level, seed)
+    found = newcomers(seen.sample, seen.image_id_b, baseline, seed)
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(window.began_s))
+    alerts = alerts_of(
+        settings.rules, findings, counts, found, time=stamp, window=f"{window.number:05d}"
+    )  # fmt: skip
+    return {
+        "window": window.number,
+        "began": stamp,
+        "began_s": window.began_s,
+        "objects": window.objects,
+        "images": counts.images,
+        "attributed": dict(counts.sources),
+        "unknown": counts.unknown,
+        "inconclusive": counts.inconclusive,
+        "rejected": counts.rejected,
+        "inconclusive_reasons": dict(seen.reasons.most_common()),
+        "rejected_reasons": dict(rejects.most_common()),
+        "norms": _norms(seen.sample),
+        "looked_at": len(seen.sample),
+        "compared_with_windows": len(quiet),
+        "findings": [asdict(finding) for finding in findings],
+        "newcomers": [asdict(newcomer) for newcomer in found],
+        "alerts": [asdict(alert) for alert in alerts],
+    }
+
+
+def counts_of(result: Mapping[str, Any]) -> Counts:
+    """Of a window's result."""
+    return Counts(result["attributed"], result["unknown"], result["inconclusive"], result["rejected"])
+
+
+def alerts_in(result: Mapping[str, Any]) -> list[Alert]:
+    """Of a window's result."""
+    return [Alert(**fields) for fields in result["alerts"]]
+
+
+def read_baseline(attributor_uri: str) -> Sample:
+    """The held-out images of an attributor's bundle.
+
+    Raises:
+        ConfigError: the bundle has none.
+    """
+    uri = join(attributor_uri, BASELINE)
+    try:
+        table = pq.read_table(pa.BufferReader(store_of(uri).read(uri)))
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"{uri} is missing or damaged: train the attributor again.") from error
+    return _sample(table, "predicted")
+
+
+def _sample(table: pa.Table, label: str) -> Sample:
+    return Sample(
+        np.array(table[label].to_pylist(), dtype=object),
+        table["distance"].to_numpy().astype(np.float64),
+        to_numpy(table["feature"]).astype(np.float32),
+        table["is_unknown"].to_numpy(zero_copy_only=False),
+    )
+
+
+def _seen(window: Window) -> _Seen:
+    """Counts of all images, and those with the smallest hashes of their ids to look at: chance, but the same again."""
+    sources: Counter[str] = Counter()
+    verdicts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    kept: pa.Table | None = None
+    for table in _parts(window):
+        verdicts.update(table["verdict"].to_pylist())
+        sources.update(s for s in table["source"].to_pylist() if s is not None)
+        reasons.update(r for r in table["reason"].to_pylist() if r is not None)
+        keys = [hashlib.blake2b(i.encode(), digest_size=8).hexdigest() for i in table["image_id"].to_pylist()]
+        table = table.append_column("key", pa.array(keys, pa.string())).replace_schema_metadata(None)
+        kept = table if kept is None else pa.concat_tables([kept, table])
+        if len(kept) > 2 * _MOST_IMAGES:
+            kept = kept.sort_by("key").slice(0, _MOST_IMAGES)
+    if kept is None:
+        nobody = Sample(np.empty(0, object), np.empty(0), np.empty((0, 1), np.float32), np.empty(0, bool))
+        return _Seen(sources, verdicts, reasons, np.empty(0, object), nobody)
+    kept = kept.sort_by("key").slice(0, _MOST_IMAGES).combine_chunks()
+    return _Seen(
+        sources, verdicts, reasons, np.array(kept["image_id"].to_pylist(), dtype=object), _sample(kept, "label")
+    )
+
+
+def _parts(window: Window) -> Iterator[pa.Table]:
+    """The window's attributions, shard by shard, some requests ahead."""
+
+    def read(number: int) -> pa.Table:
+        uri = join(window.output, PARTS, f"part-{number:05d}.parquet")
+        return pq.read_table(pa.BufferReader(store_of(uri).read(uri)), columns=_COLUMNS, use_threads=False)
+
+    numbers = iter(window.plan.numbers if window.plan is not None else ())
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        while block := list(itertools.islice(numbers, 4 * _READ_AHEAD)):
+            yield from pool.map(read, block)
+
+
+def _norms(sample: Sample) -> dict[str, dict[str, float]]:
+    """By most probable label: images looked at, and quartiles of their artifacts' norms."""
+    found = {}
+    for label in sorted(set(sample.label_b)):
+        distance_n = sample.distance_b[sample.label_b == label]
+        low, middle, high = np.quantile(distance_n, [0.25, 0.5, 0.75])
+        found[label] = {"images": len(distance_n), "q25": float(low), "q50": float(middle), "q75": float(high)}
+    return found

@@ -1,0 +1,180 @@
+"""The command `scan`: end what was begun, find what is new, attribute it, say what has changed.
+
+scan-plan.json                what is scanned, with which attributor and reference; another one is refused
+attributions/part-*.parquet   a row an image and version: see `manifpt.monitoring.attributing`
+commits/                      a shard is done when its commit is there, as in a run
+windows/                      what each scan found: see `manifpt.monitoring.windows`
+inventory/  lease/            what was seen; who works now
+alerts.jsonl                  every alert, a line each
+report.html  scan.json        the last windows to look at; the state, written last
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from manifpt.config import ScanConfig
+from manifpt.errors import ConfigError
+from manifpt.log import Progress, event
+from manifpt.monitoring.alerts import Alert
+from manifpt.monitoring.inventory import merge_inventory
+from manifpt.monitoring.lease import Lease, Taken, held
+from manifpt.monitoring.result import alerts_in, window_result
+from manifpt.monitoring.settings import Settings, read_settings
+from manifpt.monitoring.windows import Window, open_window, plan_window, record_inventory, window_folder
+from manifpt.plan import publish_facts
+from manifpt.shards import committed_shards, read_commits
+from manifpt.storage import is_local, join, store_of
+
+__all__ = ["scan"]
+
+_SHOWN_WINDOWS = 50  # that a report shows, and drift compares with
+
+
+def scan(config: ScanConfig) -> dict[str, Any]:
+    """Scans once. Returns the content of `scan.json`, or of another scan's where one is at work.
+
+    Raises:
+        ConfigError: what is missing, or doesn't fit together.
+        WorkerError: a worker died again and again.
+    """
+    settings = read_settings(config)
+    publish_facts(join(settings.output, "scan-plan.json"), settings.facts(), "scan")
+    try:
+        with held(settings.output) as lease:
+            return _scan(settings, lease, config.max_actors)
+    except Taken as taken:
+        event("scan_skipped", why=taken)
+        return {"status": "skipped", "why": str(taken)}
+
+
+def _scan(settings: Settings, lease: Lease, max_actors: int | None) -> dict[str, Any]:
+    begin, began_s = time.monotonic(), time.time()
+    output, template = settings.output, settings.template
+    store_of(output).clean(output)
+    state = _state(output)
+    number, last = state.get("window", 0), None
+    while (found := open_window(output, number + 1, template)) is not None:
+        number, last = number + 1, found
+    if last is None and number:
+        last = open_window(output, number, template)
+    ended = []
+    if last is not None and last.result is None:
+        event("window_resumed", window=last.number, images=last.plan.rows if last.plan else 0)
+        ended.append(_end(last, settings, max_actors))
+    skipped: Counter[str] = Counter()
+    template = replace(template, first_shard=last.next_shard if last is not None else 0)
+    new = plan_window(settings.inputs, output, number + 1, template, began_s, skipped)
+    event("listed", new=new.objects if new else {}, seconds=time.monotonic() - begin)
+    if new is None and last is None:
+        raise ConfigError(f"There is nothing at {', '.join(settings.inputs)} yet; check the path, or scan again later.")
+    if new is not None:
+        ended.append(_end(new, settings, max_actors))
+    results = _results(output, new.number if new is not None else number)
+    fresh = [result for result in results if result["window"] > state.get("window", 0)]  # also of a scan that died late
+    state = {
+        "status": "done",
+        "window": results[-1]["window"],
+        "windows_ended": [result["window"] for result in ended],
+        "watermark_s": max(began_s, state.get("watermark_s", 0.0)),  # clocks are set back
+        "images": sum(result["images"] for result in ended),
+        "unknown": sum(result["unknown"] for result in ended),
+        "inconclusive": sum(result["inconclusive"] for result in ended),
+        "rejected": sum(result["rejected"] for result in ended),
+        "alerts": [alert for result in fresh for alert in result["alerts"]],
+        "skipped": dict(skipped.most_common()),
+        "seconds": round(time.monotonic() - begin, 2),
+    }
+    if not lease.is_newest():  # this process slept, and another one has gone on from here
+        event("lease_lost", hint="another scan has taken over; its state stays")
+        return state
+    _publish(settings, results, fresh, state)
+    return state
+
+
+def _state(output: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(store_of(output).read(join(output, "scan.json")))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _end(window: Window, settings: Settings, max_actors: int | None) -> dict[str, Any]:
+    """Brings a window to its result: once, whoever else tries."""
+    if window.plan is not None:
+        _attribute(window, max_actors)
+    earlier = _results(window.output, window.number - 1)
+    result = window_result(window, settings, earlier)
+    record_inventory(window)
+    uri = join(window.folder, "window.json")
+    if not store_of(window.output).create(uri, (json.dumps(result, indent=2) + "\n").encode()):
+        result = window.result or result
+    event("window", window=window.number, images=result["images"], unknown=result["unknown"],
+          inconclusive=result["inconclusive"], rejected=result["rejected"], alerts=len(result["alerts"]))  # fmt: skip
+    return result
+
+
+def _attribute(window: Window, max_actors: int | None) -> None:
+    """Computes the shards of a window that have no commit."""
+    assert window.plan is not None
+    plan, output = window.plan, window.output
+    done = committed_shards(output) & set(plan.numbers)
+    pending = [number for number in plan.numbers if number not in done]
+    if not pending:
+        return
+    from manifpt import cluster, pipeline  # Ray costs a second, and a scan of nothing new doesn't need it
+
+    cluster.connect()
+    if not cluster.on_one_node() and is_local(output):
+        event("shared_storage_needed", path=output, hint="every node must see this path; else use s3://")
+    rejected = sum(commit["rejected_images"] for commit in read_commits(output, sorted(done)))
+    progress = Progress(plan.rows, sum(len(plan.rows_of(number)) for number in done), rejected)
+    try:
+        for commit in pipeline.run(plan, output, pending, max_actors):
+            progress.add(len(plan.rows_of(commit["shard"])), commit["rejected_images"])
+    finally:
+        progress.close()
+
+
+def _results(output: str, last: int) -> list[dict[str, Any]]:
+    """Results of the last windows up to one, oldest first."""
+    found = []
+    for number in range(max(1, last - _SHOWN_WINDOWS + 1), last + 1):
+        found.append(json.loads(store_of(output).read(join(window_folder(output, number), "window.json"))))
+    return found
+
+
+def _publish(
+    settings: Settings, results: Sequence[Mapping[str, Any]], fresh: Sequence[Mapping[str, Any]], state: dict[str, Any]
+) -> None:
+    """Alerts, report and, last, the state: until it is there, the next scan publishes the same again."""
+    output = settings.output
+    _add_alerts(output, [alert for result in fresh for alert in alerts_in(result)])
+    if fresh:
+        from manifpt.report.scan import write_scan_report  # matplotlib, only where there is something new to draw
+
+        write_scan_report(settings, results)
+        merge_inventory(output)
+    if settings.webhook is not None:
+        for result in fresh:
+            settings.webhook.deliver(alerts_in(result))
+    store_of(output).write(join(output, "scan.json"), (json.dumps(state, indent=2) + "\n").encode())
+
+
+def _add_alerts(output: str, alerts: Sequence[Alert]) -> None:
+    """Adds the lines that `alerts.jsonl` lacks: a scan that was killed after the last ones finds them there."""
+    uri = join(output, "alerts.jsonl")
+    try:
+        there = store_of(output).read(uri).decode()
+    except FileNotFoundError:
+        there = ""
+    known = set(there.splitlines(keepends=True))
+    lines = [line for line in (alert.line() for alert in alerts) if line not in known]
+    if lines or not there:
+        store_of(output).write(uri, (there + "".join(lines)).encode())
