@@ -208,6 +208,8 @@ class TrainConfig(RowsConfig):
     """Of splits, weights and order."""
     epochs: int | None = None
     """At most. Default: the network's recipe."""
+    false_alarms: float = 0.05
+    """Share of images of known sources that may be called unknown; the threshold is set on validation images."""
     workers: int | None = None
     """Default: one a GPU, or one a node."""
     tracker: Literal["tensorboard", "mlflow"] | None = None

@@ -30,10 +30,11 @@ from manifpt.shards import committed_shards, part_path
 from manifpt.spaces import SpaceSpec
 from manifpt.storage import join, store_of
 
-__all__ = ["Choice", "Examples", "Part", "RunRows", "choice_of", "read_labels", "read_rows", "select_examples"]
+__all__ = ["Choice", "Examples", "Part", "RunRows", "choice_of", "drawn", "read_labels", "read_rows", "select_examples"]
 
 # With what `fetch` needs: a baseline looks at the image itself.
-_COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin"]
+_COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin",
+            "distance"]  # fmt: skip
 _GROUP = "latent_group"
 _WHERE_KEPT = ["went_through_jpeg"]  # the codec audit's
 _USES = {"train": "train on", "validation": "choose by (validation)", "test": "test on"}
@@ -314,11 +315,11 @@ def _wanted(table: pa.Table, choice: Choice) -> tuple[pa.Table, dict[str, int]]:
     keep(~pc.is_in(table["label"], value_set=pa.array(few, pa.string())).to_numpy(), "labels with few images")
     if choice.most_images is not None:
         label_n = np.array(table["label"].to_pylist(), dtype=object)
-        keep(_drawn(label_n, table["image_id"].to_pylist(), choice.most_images), "beyond the most images of a label")
+        keep(drawn(label_n, table["image_id"].to_pylist(), choice.most_images), "beyond the most images of a label")
     return table, left_out
 
 
-def _drawn(label_n: np.ndarray, image_ids: Sequence[str], most: int) -> np.ndarray:
+def drawn(label_n: np.ndarray, image_ids: Sequence[str], most: int) -> np.ndarray:
     """bool [N]: at most so many of each label, those whose image id has the smallest hash."""
     key_n = np.array([hashlib.blake2b(image_id.encode(), digest_size=8).hexdigest() for image_id in image_ids])
     kept_n = np.zeros(len(label_n), bool)

@@ -14,6 +14,8 @@ import pytest
 
 from manifpt import cluster, pipeline
 from manifpt.artifacts import artifact_table, parquet_bytes, tensor_column
+from manifpt.attributor.features import FeatureStatistics
+from manifpt.attributor.openset import OpenSet
 from manifpt.config import IndexConfig, ReferenceConfig
 from manifpt.estimates import Estimate
 from manifpt.plan import Plan, publish_plan
@@ -57,6 +59,13 @@ def artifacts_of(rows: pa.Table, shape: tuple[int, ...] = SHAPE, gap: float = 3.
         artifact[hashlib.sha256(source.encode()).digest()[0] % len(artifact)] += gap
         found.append(artifact)
     return np.reshape(found, (len(found), *shape)).astype(np.float16)
+
+
+def openset_of(labels: int, features: int = 512, threshold: float = 1e9, temperature: float = 1.0) -> OpenSet:
+    """Of a bundle that was never trained: labels whose features lie apart, by distance; nothing is called unknown."""
+    mean_sf = np.random.default_rng(0).standard_normal((labels, features))
+    known = FeatureStatistics(np.full(labels, 30.0), mean_sf, np.eye(features))
+    return OpenSet(known, known.axes(), temperature, "distance", threshold)
 
 
 def make_run(
