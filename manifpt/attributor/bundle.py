@@ -120,6 +120,14 @@ class Attributor:
             why = str(error).strip().splitlines()
             raise ConfigError(f"The attributor {uri} is damaged ({why[-1].strip()}); train it again.") from error
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that verdicts depend on: two bundles of one digest say the same of any artifact."""
+        config, openset = self.config, self.openset
+        facts = [*(config.get(name) for name in ("network", "shape", "space", "estimate", "reference_digest")),
+                 *(config[name] for name in _DIGESTS.values()), self.labels, openset.temperature, openset.chosen()]  # fmt: skip
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
     def verdicts(self, artifacts: np.ndarray, device: str = "cpu") -> Verdicts:
         """Names the sources of artifacts, float [B, *shape], and says which are of none that it knows.
 
