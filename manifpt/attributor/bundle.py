@@ -124,8 +124,8 @@ class Attributor:
     def digest(self) -> str:
         """SHA-256 of all that verdicts depend on: two bundles of one digest say the same of any artifact."""
         config, openset = self.config, self.openset
-        facts = [*(config.get(name) for name in ("network", "shape", "space", "estimate", "reference_digest")),
-                 *(config[name] for name in _DIGESTS.values()), self.labels, openset.temperature, openset.chosen()]  # fmt: skip
+        names = ("network", "shape", "space", "estimate", "reference_digest", *_DIGESTS.values())
+        facts = [[config.get(name) for name in names], self.labels, openset.temperature, openset.chosen()]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def verdicts(self, artifacts: np.ndarray, device: str = "cpu") -> Verdicts:
@@ -150,9 +150,8 @@ class Attributor:
         Raises:
             ConfigError: as of `verdicts`.
         """
-        logits_bs, _ = self._outputs(artifacts, device)
-        probability_bs = probabilities(logits_bs, self.openset.temperature).astype(np.float32)
-        return Attribution(tuple(self.labels[n] for n in logits_bs.argmax(1)), probability_bs)
+        found = self.verdicts(artifacts, device)
+        return Attribution(found.label, found.probability_bs)
 
     def features(self, artifacts: np.ndarray, device: str = "cpu") -> np.ndarray:
         """What comes before the last layer, of artifacts float [B, *shape]: float32 [B, F].

@@ -182,6 +182,9 @@ def chosen_on(
 ) -> OpenSet:
     """The best score, with the threshold of a rate. Of equal ones, the first of `SCORES`.
 
+    Score, threshold and the network's best epoch are chosen on the same images, which the guarantee of `threshold_at`
+    does not allow for. The rate measured on test images says what that costs.
+
     Args:
         validation: images of all labels.
         temperature: of the calibration.
