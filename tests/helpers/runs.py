@@ -85,8 +85,8 @@ def make_run(
     specs = tuple(SpaceSpec(name=name, kind=name, height_px=4, width_px=4) for name in spaces)
     plan = Plan(
         task="artifacts", manifest_uri="m.parquet", manifest_digest=manifest_digest, rows=len(rows),
-        shard_rows=shard_rows, spaces=specs, reference_uri="nowhere", reference_digest=reference_digest, inline=spaces, decoder="d",
-        estimate=estimate or Estimate(), alter=alter,
+        shard_rows=shard_rows, spaces=specs, reference_uri="nowhere", reference_digest=reference_digest,
+        inline=spaces, decoder="d", estimate=estimate or Estimate(), alter=alter,
     )  # fmt: skip
     publish_plan(plan, str(folder))
     for shard in range(plan.shards if shards is None else shards):
