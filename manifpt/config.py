@@ -241,7 +241,10 @@ class EvaluateConfig(RowsConfig):
     baselines: tuple[str, ...] = ()
     """all, or names such as durall20 yu19."""
     attributor: tuple[str, ...] = ()
-    """Bundles to measure on all images of the run that they fit."""
+    """Bundles to measure on all images of the run that they fit; with --ladder, on their own test images."""
+    ladder: bool = False
+    """Only this: the --attributor bundles on test images after JPEG, WebP, resizing, crop, blur and noise; ladder.md,
+    ladder.json and ladder.png."""
     seeds: int = 3
     """Each has its own split, weights and order."""
     test_artifacts: tuple[str, ...] = ()
