@@ -44,7 +44,7 @@ from manifpt.decode import content_hash
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
 from manifpt.plan import Plan
-from manifpt.reader import read_plan
+from manifpt.reader import read_plain_plan
 from manifpt.reference import Bundle, library_versions, open_bundle
 from manifpt.report.preview import listed_images, pixels_of
 from manifpt.spaces import SpaceSpec
@@ -80,7 +80,7 @@ def explain_image(config: ExplainConfig) -> dict[str, Any]:
     """
     uri, run, output = normalize(config.image), normalize(config.artifacts), normalize(config.output)
     image_hwc, image = read_image(uri)
-    plan = read_plan(run)
+    plan = read_plain_plan(run)
     from manifpt.attributor.bundle import Attributor  # torch costs seconds
     from manifpt.attributor.examples import read_labels
 

@@ -25,6 +25,7 @@ def model_card(
             labels, metrics["test_images"], metrics["precision"], metrics["recall"], strict=True
         )
     ]
+    altered = config.get("altered")
     return "\n".join(
         [
             "# Attributor of generated images",
@@ -38,6 +39,7 @@ def model_card(
             f"Calibration error {metrics['calibration_error']:.3f} (probabilities that are right would show "
             f"{metrics['calibration_error_by_chance']:.3f} on so many images). {_ratio(metrics['fd_ratio'])}",
             "",
+            *([_augmentation(altered), ""] if altered else []),
             "| source | test images | precision | recall |",
             "| --- | --- | --- | --- |",
             *rows,
@@ -77,6 +79,11 @@ def _unknown(unknown: Mapping[str, Any]) -> list[str]:
         "- No image of an unknown source was there to choose score and threshold by. How many are found depends on the "
         "source; `evaluate_attributor --leave-one-out` measures it. One that isn't found gets one of the names.",
     ]
+
+
+def _augmentation(altered: Sequence[Mapping[str, Any]]) -> str:
+    runs = ", ".join(f"{of_run['images']} by `--alter {of_run['alter']}`" for of_run in altered)
+    return f"Altered copies of its training images were trained on too: {runs}."
 
 
 def _ratio(value: float | None) -> str:

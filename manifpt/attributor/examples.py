@@ -25,7 +25,7 @@ from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
 from manifpt.manifest import REAL
 from manifpt.plan import Plan
-from manifpt.reader import read_plan
+from manifpt.reader import read_plain_plan, read_plan
 from manifpt.shards import committed_shards, part_path
 from manifpt.spaces import SpaceSpec
 from manifpt.storage import join, store_of
@@ -37,6 +37,7 @@ _COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "source", "s
             "distance"]  # fmt: skip
 _GROUP = "latent_group"
 _WHERE_KEPT = ["went_through_jpeg"]  # the codec audit's
+_SAID = ("min_images", "most_images", "group_column", "seed")
 _USES = {"train": "train on", "validation": "choose by (validation)", "test": "test on"}
 
 
@@ -61,6 +62,15 @@ class Choice:
     seed: int = 0
     image_ids: pa.Array | None = None
     is_test: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """What of it a user says, as an attributor's `config.json` keeps it to find its test images again."""
+        return {"labels": dict(self.labels)} | {name: getattr(self, name) for name in _SAID}
+
+    @staticmethod
+    def from_facts(facts: Mapping[str, Any]) -> Choice:
+        """The inverse of `facts`."""
+        return Choice(labels=facts["labels"], **{name: facts[name] for name in _SAID})
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,13 +230,18 @@ def select_examples(run: str, space: str, choice: Choice) -> Examples:
     return read_rows(run, space, choice.group_column).chosen(choice)
 
 
-def read_rows(run: str, space: str, group_column: str | None = None) -> RunRows:
+def read_rows(run: str, space: str, group_column: str | None = None, altered: bool = False) -> RunRows:
     """The rows of a run in one space.
 
+    Args:
+        run, space, group_column: which.
+        altered: whether the run may have altered its images.
+
     Raises:
-        ConfigError: no such run, space or column; a run that isn't finished; shards that don't belong together.
+        ConfigError: no such run, space or column; a run that isn't finished or altered its images; shards that don't
+            belong together.
     """
-    plan = read_plan(run)
+    plan = read_plan(run) if altered else read_plain_plan(run)
     spec = next((spec for spec in plan.spaces if spec.name == space), None)
     if spec is None:
         known = ", ".join(spec.name for spec in plan.spaces)

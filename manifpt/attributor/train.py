@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
+from manifpt.attributor.altered import Altered, read_altered
 from manifpt.attributor.examples import Examples, choice_of, select_examples
 from manifpt.attributor.splits import SIDES, TEST, TRAIN, VALIDATION
 from manifpt.attributor.trackers import Track, make_tracker
@@ -35,7 +36,9 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
     """
     begin = time.monotonic()
     run, output = normalize(config.artifacts), normalize(config.output)
-    examples = select_examples(run, config.space, replace(choice_of(config), seed=config.seed))
+    choice = replace(choice_of(config), seed=config.seed)
+    examples = select_examples(run, config.space, choice)
+    altered = read_altered([normalize(other) for other in config.altered_artifacts], examples)
     from manifpt.attributor import training  # torch costs seconds
 
     network = config.network or ("resnet50" if len(examples.shape) == 3 else "head")
@@ -49,12 +52,13 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
         raise ConfigError(f"--false-alarms is a share of images, such as 0.05, not {config.false_alarms}.")
     track = make_tracker(config.tracker, output)
     weights = _imagenet() if network == "resnet50" else None
-    facts = _facts(config, examples, network, recipe, weights.weights_sha256 if weights else None)
+    facts = _facts(config, examples, altered, network, recipe, weights.weights_sha256 if weights else None)
     publish_facts(join(output, "training.json"), facts, "training")
     if store_of(output).stat(join(output, "config.json")) is not None:
         metrics: dict[str, Any] = json.loads(store_of(output).read(join(output, "metrics.json")))
         return metrics | {"labels": list(examples.labels), "trained": False}
-    count_s = np.bincount(examples.label_n[examples.side_n == TRAIN], minlength=len(examples.labels))
+    label_n = np.concatenate([examples.label_n[examples.side_n == TRAIN], *(of_run.label_n for of_run in altered)])
+    count_s = np.bincount(label_n, minlength=len(examples.labels))
     event("training", run=run, space=config.space, estimate=examples.estimate.label, network=network,
           images=len(examples.label_n), train=int(count_s.sum()), labels=len(examples.labels),
           output=output)  # fmt: skip
@@ -81,15 +85,17 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
         test=examples.parts(TEST),
         network=network,
         recipe=recipe,
-        weight_s=training.class_weights(examples.label_n[examples.side_n == TRAIN], len(count_s), recipe.balanced),
+        weight_s=training.class_weights(label_n, len(count_s), recipe.balanced),
         weights=weights,
         seed=config.seed,
     )
-    rows = pipeline.artifact_rows(run, config.space, examples.parts(TRAIN), shares.task_cpus)
+    parts = {run: examples.parts(TRAIN)} | {of_run.run: of_run.parts for of_run in altered}
+    rows = pipeline.artifact_rows(parts, config.space, shares.task_cpus)
     with followed(join(output, "metrics.jsonl"), _tell(recipe.epochs, track)):
         run_workers(worker.train, job, output, shares, rows)
     from manifpt.attributor.finish import finish
 
+    facts |= {"choice": choice.facts()}
     metrics = finish(output, examples, facts, shares.workers) | {"seconds": round(time.monotonic() - begin, 1)}
     return metrics | {"trained": True}
 
@@ -103,7 +109,14 @@ def _imagenet() -> Any:
         return None
 
 
-def _facts(config: TrainConfig, examples: Examples, network: str, recipe: Any, weights: str | None) -> dict[str, Any]:
+def _facts(
+    config: TrainConfig,
+    examples: Examples,
+    altered: Sequence[Altered],
+    network: str,
+    recipe: Any,
+    weights: str | None,
+) -> dict[str, Any]:
     """What decides the attributor, as `config.json` says it."""
     return {
         "space": examples.spec.identity(),
@@ -119,6 +132,8 @@ def _facts(config: TrainConfig, examples: Examples, network: str, recipe: Any, w
         "recipe": asdict(recipe) | {"milestones": list(recipe.milestones)},
         "seed": config.seed,
         "false_alarms": config.false_alarms,
+        # Null as in a training that knows nothing of it; a name that isn't there is not compared.
+        "altered": [of_run.facts() for of_run in altered] or None,
     }
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifpt import cluster, pipeline
+from manifpt.alterations import NONE
 from manifpt.artifacts import artifact_table, parquet_bytes, tensor_column
 from manifpt.attributor.features import FeatureStatistics
 from manifpt.attributor.openset import OpenSet
@@ -77,13 +78,15 @@ def make_run(
     reference_digest: str = "r" * 64,
     artifacts: Callable[[pa.Table], np.ndarray] = artifacts_of,
     shards: int | None = None,
+    alter: str = NONE,
+    manifest_digest: str = "m",
 ) -> Path:
     """A run; finished, unless it has fewer `shards` than its plan."""
     specs = tuple(SpaceSpec(name=name, kind=name, height_px=4, width_px=4) for name in spaces)
     plan = Plan(
-        task="artifacts", manifest_uri="m.parquet", manifest_digest="m", rows=len(rows), shard_rows=shard_rows,
-        spaces=specs, reference_uri="nowhere", reference_digest=reference_digest, inline=spaces, decoder="d",
-        estimate=estimate or Estimate(),
+        task="artifacts", manifest_uri="m.parquet", manifest_digest=manifest_digest, rows=len(rows),
+        shard_rows=shard_rows, spaces=specs, reference_uri="nowhere", reference_digest=reference_digest,
+        inline=spaces, decoder="d", estimate=estimate or Estimate(), alter=alter,
     )  # fmt: skip
     publish_plan(plan, str(folder))
     for shard in range(plan.shards if shards is None else shards):
