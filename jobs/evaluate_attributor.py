@@ -4,11 +4,12 @@ import sys
 
 from manifpt.config import EvaluateConfig, parse, run_command
 from manifpt.evaluation.evaluate import evaluate_attributor
+from manifpt.evaluation.ladder import measure_ladder
 
 
 def main() -> None:
     config = parse(EvaluateConfig, sys.argv[1:], "evaluate_attributor.py")
-    print(evaluate_attributor(config)["text"])
+    print((measure_ladder if config.ladder else evaluate_attributor)(config)["text"])
 
 
 if __name__ == "__main__":

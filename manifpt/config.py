@@ -115,6 +115,9 @@ class ArtifactsConfig:
     """Of denoiser: the folder that jobs/train_denoiser.py made."""
     residual_first: bool = False
     """In frequency spaces: project among pixels, then transform the residual: phi(x - x*)."""
+    alter: str = "none"
+    """Alter every image first: by a step of the robustness ladder (jpeg-75, webp-50, resize-0.5, crop-0.9, blur-1.0,
+    noise-2, ...), or drawn: by what is drawn for each image, for --altered-artifacts of train_attributor."""
     reference_shards: int = 1
     """Parts in which the reference is held, each by actors of its own, where one actor's memory is too small."""
     dtype: Literal["float16", "float32"] = "float16"
@@ -201,6 +204,9 @@ class TrainConfig(RowsConfig):
     """One of the run's spaces."""
     output: str
     """The attributor bundle: a folder or prefix."""
+    altered_artifacts: tuple[str, ...] = ()
+    """Runs that differ from it by --alter alone: copies of training images are trained on too, and nothing else of
+    them."""
     network: Literal["resnet50", "small", "released", "head"] | None = None
     """resnet50: torchvision's, from ImageNet weights where they can be had. small: the released code's network.
     released: the same by its SGD schedule. head: one hidden layer. Default: resnet50 for images, head for vectors."""
@@ -208,6 +214,8 @@ class TrainConfig(RowsConfig):
     """Of splits, weights and order."""
     epochs: int | None = None
     """At most. Default: the network's recipe."""
+    false_alarms: float = 0.05
+    """Share of images of known sources that may be called unknown; the threshold is set on validation images."""
     workers: int | None = None
     """Default: one a GPU, or one a node."""
     tracker: Literal["tensorboard", "mlflow"] | None = None
@@ -233,7 +241,10 @@ class EvaluateConfig(RowsConfig):
     baselines: tuple[str, ...] = ()
     """all, or names such as durall20 yu19."""
     attributor: tuple[str, ...] = ()
-    """Bundles to measure on all images of the run that they fit."""
+    """Bundles to measure on all images of the run that they fit; with --ladder, on their own test images."""
+    ladder: bool = False
+    """Only this: the --attributor bundles on test images after JPEG, WebP, resizing, crop, blur and noise; ladder.md,
+    ladder.json and ladder.png."""
     seeds: int = 3
     """Each has its own split, weights and order."""
     test_artifacts: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,33 +92,36 @@ def run(plan: Plan, output: str, shards: Sequence[int], most_actors: int | None 
         raise _told(error) from error
 
 
-def artifact_rows(run: str, space: str, parts: Sequence[Part], task_cpus: float = 1.0) -> ray.data.Dataset:
-    """Rows `artifact` [...], `label` and `row` (int64) of a run, as a stream: shards are read while others are used.
+def artifact_rows(parts: Mapping[str, Sequence[Part]], space: str, task_cpus: float = 1.0) -> ray.data.Dataset:
+    """Rows `artifact` [...], `label` and `row` (int64) of runs, as a stream: shards are read while others are used.
 
     Args:
-        run: its folder.
-        space: one of the run's.
-        parts: what to read, in this order.
+        parts: by the runs' folders, what to read of each.
+        space: of all of them.
         task_cpus: a reading task holds.
     """
     _quiet()
-    packed = [{"part": pack(asdict(part) | {"shard": np.array(part.shard)}).to_pybytes()} for part in parts]
+    # Runs take turns: a share that is too large to be shuffled whole must not come one run after the other.
+    ordered = sorted(((part, run) for run, of_run in parts.items() for part in of_run), key=lambda item: item[0].shard)
+    packed = [
+        {"part": pack(asdict(part) | {"shard": np.array(part.shard)}).to_pybytes(), "run": run} for part, run in ordered
+    ]
     dataset: ray.data.Dataset = ray.data.from_items(packed, override_num_blocks=len(packed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the retry limits, as in `run`
         return dataset.map_batches(
             _read_part,  # type: ignore[arg-type]
-            fn_kwargs={"run": run, "space": space, "s3": environment()},
+            fn_kwargs={"space": space, "s3": environment()},
             num_cpus=task_cpus,
             **_ONE_SHARD,
             **_TASK_RETRIES,
         )
 
 
-def _read_part(batch: pa.Table, run: str, space: str, s3: dict[str, str]) -> dict[str, np.ndarray]:
+def _read_part(batch: pa.Table, space: str, s3: dict[str, str]) -> dict[str, np.ndarray]:
     os.environ.update(s3)
     part = unpack(batch["part"].chunk(0)[0].as_buffer())
-    table = _reader(run, space).read(int(part["shard"]), part["place_n"])
+    table = _reader(batch["run"][0].as_py(), space).read(int(part["shard"]), part["place_n"])
     return {"artifact": to_numpy(table["artifact"]), "label": part["label_n"], "row": part["row_n"]}
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from manifpt.alterations import NONE
 from manifpt.errors import ConfigError, PlanMismatch
 from manifpt.estimates.spec import Estimate
 from manifpt.spaces import SpaceSpec
@@ -35,6 +36,7 @@ _FIELDS = {
     "decoder": "the decoder",
     "projection": "exact or approximate projection (--projection)",
     "estimate": "the estimate of the projection (--estimate and its parameters)",
+    "alter": "how images are altered first (--alter)",
 }
 
 
@@ -62,6 +64,7 @@ class Plan:
         attributor_digest: of that bundle.
         first_shard: number of the first shard, where a folder holds those of earlier plans.
         variants: alterations of each image that go the same way, as rows of their own.
+        alter: what happens to images after decoding, before everything else: of `manifpt.alterations`.
     """
 
     task: str
@@ -83,6 +86,7 @@ class Plan:
     attributor_digest: str = ""
     first_shard: int = 0
     variants: tuple[str, ...] = ()
+    alter: str = NONE
 
     @property
     def shards(self) -> int:
@@ -113,6 +117,7 @@ class Plan:
             **({"projection": "approximate"} if self.projection == "approximate" else {}),
             **(self._attribution() if self.task == "attributions" else {}),
             **({"estimate": self.estimate.identity()} if self.estimate.identity() != Estimate().identity() else {}),
+            **({"alter": self.alter} if self.alter != NONE else {}),
         }
 
     def _attribution(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from manifpt.alterations import ALTERATIONS
 from manifpt.artifacts import INLINE_LIMIT_BYTES
 from manifpt.config import ArtifactsConfig, ReferenceConfig
 from manifpt.decode import DECODER, decode, decoder_versions
@@ -67,6 +68,8 @@ def plan_artifacts(config: ArtifactsConfig) -> tuple[Plan, str]:
     """
     if not config.manifest or not config.reference or not config.output:
         raise ConfigError("compute_artifacts needs --manifest, --reference and --output (or none: the shipped sample).")
+    if config.alter not in ALTERATIONS:
+        raise ConfigError(f"Unknown --alter {config.alter!r}; known: {', '.join(ALTERATIONS)}.")
     manifest = Manifest(normalize(config.manifest))
     bundle = open_bundle(normalize(config.reference))
     if bundle.decoder_versions != decoder_versions():
@@ -112,6 +115,7 @@ def plan_artifacts(config: ArtifactsConfig) -> tuple[Plan, str]:
         projection=config.projection,
         reference_shards=config.reference_shards,
         estimate=estimate,
+        alter=config.alter,
     )
     return plan, normalize(config.output)
 

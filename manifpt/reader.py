@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from manifpt.alterations import NONE, altered_as
 from manifpt.artifacts import tensor_column
 from manifpt.decode import content_hash, decode
 from manifpt.errors import BadImage, ConfigError
@@ -25,7 +26,7 @@ from manifpt.shards import committed_shards, part_path, read_commits, read_part
 from manifpt.spaces import SpaceSpec, make_space
 from manifpt.storage import join, store_of
 
-__all__ = ["ArtifactReader", "read_artifacts", "read_plan"]
+__all__ = ["ArtifactReader", "read_artifacts", "read_plain_plan", "read_plan"]
 
 
 def read_plan(output: str) -> Plan:
@@ -43,6 +44,21 @@ def read_plan(output: str) -> Plan:
     fields["inline"] = tuple(document["inline"])
     fields["estimate"] = Estimate.from_json(document.get("estimate"))
     return Plan(**fields)
+
+
+def read_plain_plan(output: str) -> Plan:
+    """The plan of a run of images as they are.
+
+    Raises:
+        ConfigError: there is none, or the run altered its images: what is said of them holds for no other.
+    """
+    plan = read_plan(output)
+    if plan.alter != NONE:
+        raise ConfigError(
+            f"{output} altered its images first (--alter {plan.alter}), and only train_attributor takes such a run, as "
+            f"--altered-artifacts: name the run without --alter."
+        )
+    return plan
 
 
 def read_artifacts(output: str, space: str, threads: int = 1, device: str = "cpu") -> Iterator[pa.Table]:
@@ -88,7 +104,7 @@ class _Again:
         bundle = open_bundle(plan.reference_uri)
         if bundle.digest != plan.reference_digest:
             raise ConfigError(f"The reference {plan.reference_uri} is not the one of this run; lazy artifacts need it.")
-        self._dtype = plan.dtype
+        self._dtype, self._alter = plan.dtype, plan.alter
         self._spec, self._estimate = bundle.spaces[name], plan.estimate
         sought_in = projected_in(self._spec, plan.estimate)
         self._space = make_space(sought_in, threads, device)
@@ -96,7 +112,7 @@ class _Again:
 
     def made(self, table: pa.Table) -> pa.Table:
         """The table with its artifacts."""
-        records = table.select(["uri", "container", "offset", "size_bytes", "content_hash"]).to_pylist()
+        records = table.select(["image_id", "uri", "container", "offset", "size_bytes", "content_hash"]).to_pylist()
         shape = self._reference.shape
         views = [self._view(row, data) for row, data in zip(records, fetch(records), strict=True)]
         if not views:
@@ -117,4 +133,4 @@ class _Again:
             raise ConfigError(f"{row['uri']} can't be read any more ({bad.reason.value}): run again inline.") from bad
         if content_hash(image_hwc) != row["content_hash"]:
             raise ConfigError(f"{row['uri']} was changed since the run: compute its artifacts again.")
-        return self._space.spec.view.of(image_hwc)
+        return self._space.spec.view.of(altered_as(image_hwc, self._alter, row["image_id"]))

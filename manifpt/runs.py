@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from manifpt.alterations import NONE
 from manifpt.config import ArtifactsConfig, IndexConfig, ReferenceConfig, rejection_budget
 from manifpt.errors import ConfigError, TooManyRejected
 from manifpt.indexing import IndexOptions, index
@@ -184,6 +185,7 @@ def _summary(plan: Plan, output: str, shards: set[int]) -> dict[str, Any]:
         "estimate": plan.estimate.identity() if plan.task == "artifacts" else None,
         "projection": plan.semantic().get("projection", "exact") if plan.task == "artifacts" else None,
         **({"recall": recall} if recall else {}),
+        **({"alter": plan.alter} if plan.alter != NONE else {}),
         "plan_digest": plan.digest,
         "reference_digest": plan.reference_digest or None,
         "versions": library_versions(),

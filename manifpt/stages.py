@@ -2,7 +2,8 @@
 
 Nothing here knows Ray: `manifpt.pipeline` puts each step where it runs. A shard travels as named arrays and tables:
 
-    rows                       table: manifest columns and `content_hash` of the images that decoded
+    rows                       table: manifest columns and `content_hash` of the images that decoded; of an altered
+                               run that of the image before, so that the two stay together and no real sees itself
     rejected                   table: those that did not, with reasons
     view:<key> / code:<key>    uint8 or float32 [n, ...]
     index:<key>                int32 [n], which of `rows` these are: a view can reject an image that another takes
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from manifpt.alterations import NONE, altered
+from manifpt.alterations import NONE, altered, altered_as
 from manifpt.artifacts import artifact_table
 from manifpt.decode import content_hash, decode
 from manifpt.errors import BadImage, ConfigError
@@ -50,7 +51,7 @@ _CARRIED = ["image_id", "uri", "container", "offset", "size_bytes", "source", "s
 
 
 def decode_rows(plan: Plan, shard: int, resize_later: bool = False) -> Shard:
-    """Reads and decodes the images of one shard, and makes every view that a space asks for.
+    """Reads, decodes and alters the images of one shard, and makes every view that a space asks for.
 
     Args:
         plan: it.
@@ -84,6 +85,7 @@ def decode_rows(plan: Plan, shard: int, resize_later: bool = False) -> Shard:
             if isinstance(data, BadImage):
                 raise data
             image_hwc = decode(data)
+            altered_hwc = altered_as(image_hwc, plan.alter, row["image_id"])
         except BadImage as bad:
             rejected.append(rejection(row, None, bad))
             continue
@@ -92,7 +94,7 @@ def decode_rows(plan: Plan, shard: int, resize_later: bool = False) -> Shard:
             bad_views: dict[str, BadImage] = {}
             for key, view in views.items():
                 try:
-                    shown_hwc = altered(image_hwc, name, 0)
+                    shown_hwc = altered(altered_hwc, name, 0)
                     pixels[key].append(view.whole(shown_hwc) if key in later else view.of(shown_hwc))
                     index[key].append(len(kept))
                 except BadImage as bad:
@@ -176,6 +178,7 @@ def commit_artifacts(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
             "plan_digest": plan.digest,
             "spec": spec.identity(),
             "estimate": plan.estimate.identity(),
+            **({"alter": plan.alter} if plan.alter != NONE else {}),
         }
         path = part_path("artifacts", spec.name, int(shard["shard"]))
         parts[path] = artifact_table(shard[f"rows:{spec.name}"], artifact_bd, tuple(shape), metadata)

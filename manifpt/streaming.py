@@ -68,13 +68,14 @@ class StreamedRows:
         """Rows of the share, if it is kept."""
         return None if self._kept is None else len(next(iter(self._kept.values()), ()))
 
-    def all(self, column: str) -> Iterator[np.ndarray]:
-        """Every row's value once, in blocks."""
+    def all(self, *columns: str) -> Iterator[tuple[np.ndarray, ...]]:
+        """Every row's values once, in blocks."""
         if self._kept is not None:
-            values = self._kept[column]
-            yield from (values[start : start + _BLOCK_ROWS] for start in range(0, len(values), _BLOCK_ROWS))
+            found = [self._kept[name] for name in columns]
+            for start in range(0, len(found[0]), _BLOCK_ROWS):
+                yield tuple(values[start : start + _BLOCK_ROWS] for values in found)
         else:
-            yield from (block[column] for block in self._blocks())
+            yield from (tuple(block[name] for name in columns) for block in self._blocks())
 
     def epoch(self, number: int, batch_size: int) -> Iterator[tuple[np.ndarray, ...]]:
         """Shuffled batches of the columns and `row`, as many on each worker."""

@@ -10,6 +10,8 @@
     reference               uri, digest, images
     attributor              uri, weights_sha256, accuracy (on its test images), calibration_error, threshold (least
                             probability of a verdict), label (the most probable one), precision and test_images of it
+    unknown                 score (its name), value (larger is less like the known sources), threshold (null: none),
+                            is_unknown: value over threshold
     artifact                shape; norm: |x - x*|, the run's `distance`
     nearest_reals           at most 5, by distance: image_id, uri, distance; unchanged: its pixels are still those of
                             the reference
@@ -42,7 +44,7 @@ from manifpt.decode import content_hash
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
 from manifpt.plan import Plan
-from manifpt.reader import read_plan
+from manifpt.reader import read_plain_plan
 from manifpt.reference import Bundle, library_versions, open_bundle
 from manifpt.report.preview import listed_images, pixels_of
 from manifpt.spaces import SpaceSpec
@@ -58,7 +60,9 @@ _FORMAT = 1
 _PANEL = "evidence.png"
 _MEANING = {
     "probability": "Of images like the attributor's test images to which it gives a label such a probability, about "
-    "this share comes from that source. An image of a source that it never saw gets one of its labels all the same.",
+    "this share comes from that source. They are shares among its own sources, also of an image of none of them.",
+    "unknown": "How unlike the attributor's training images the image is. The threshold says how seldom an image of a "
+    "known source is called unknown, not how often one of an unknown source is.",
     "distance": "How far the image lies from the run's estimate of the real images, and where that is among the "
     "images of each source. A usual distance fits a source and many others; it singles out none.",
     "nearest_reals": "The real images of the reference that are most alike in this space. That an image is near "
@@ -76,7 +80,7 @@ def explain_image(config: ExplainConfig) -> dict[str, Any]:
     """
     uri, run, output = normalize(config.image), normalize(config.artifacts), normalize(config.output)
     image_hwc, image = read_image(uri)
-    plan = read_plan(run)
+    plan = read_plain_plan(run)
     from manifpt.attributor.bundle import Attributor  # torch costs seconds
     from manifpt.attributor.examples import read_labels
 
@@ -85,7 +89,8 @@ def explain_image(config: ExplainConfig) -> dict[str, Any]:
     spec, estimate = _agreed(attributor, plan, bundle, run), _estimate(plan, config.denoiser, bundle)
     distances = read_distances(run, plan, spec.name, image["content_hash"])
     found = measure(image_hwc, image, bundle, spec, estimate, plan.dtype)
-    probability_s = attributor.predict(found.artifact[None]).probability_bs[0].astype(np.float64)
+    said = attributor.verdicts(found.artifact[None])
+    probability_s, openset = said.probability_bs[0].astype(np.float64), attributor.openset
     order = np.argsort(-probability_s, kind="stable")
     probabilities = [{"label": attributor.labels[s], "probability": float(probability_s[s])} for s in order]
     named = attributor.labels[order[0]]
@@ -101,6 +106,8 @@ def explain_image(config: ExplainConfig) -> dict[str, Any]:
         calibration_error=tested["calibration_error"],
         precision=tested["precision"],
         test_images=tested["test_images"],
+        unknown_score=float(said.unknown_score_b[0]),
+        unknown_threshold=openset.threshold,
         percentile=percentile(found.distance, of_label),
         other_size=_size(image_hwc) if is_resized and image_hwc.shape[:2] not in sizes else None,
         in_reference=found.in_reference,
@@ -131,6 +138,11 @@ def explain_image(config: ExplainConfig) -> dict[str, Any]:
             "label": named,
             "threshold": threshold(tested["calibration_error"]),
             **tested,
+        },
+        "unknown": openset.chosen()
+        | {
+            "value": float(said.unknown_score_b[0]),
+            "is_unknown": bool(said.is_unknown_b[0]),
         },
         "artifact": {"shape": list(found.artifact.shape), "norm": found.distance},
         "nearest_reals": nearest,

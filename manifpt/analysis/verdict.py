@@ -31,6 +31,8 @@ class Findings:
         calibration_error: of the attributor on its test images, in [0, 1]; None: not measured.
         precision: of the label on the test images, in [0, 1]; None: it was never named there.
         test_images: of the label.
+        unknown_score: of the attributor's open-set score; larger is less like its known sources.
+        unknown_threshold: over which an image is called unknown; infinite: none is.
         percentile: of the image's distance among those of the label's images, 0 to 100; None: the run has none.
         other_size: in words, what the image was resized from; None: it wasn't, or its nearest reals were too.
         in_reference: the reference holds its very pixels, or was made of this very file.
@@ -43,6 +45,8 @@ class Findings:
     calibration_error: float | None
     precision: float | None
     test_images: int
+    unknown_score: float
+    unknown_threshold: float
     percentile: float | None
     other_size: str | None
     in_reference: bool
@@ -84,6 +88,11 @@ def _reasons(found: Findings) -> list[tuple[bool, str]]:
         (
             found.test_images < LEAST_TEST_IMAGES,
             f"The attributor was tested on {found.test_images} images of {label}; {LEAST_TEST_IMAGES} are needed.",
+        ),
+        (
+            not found.unknown_score <= found.unknown_threshold,
+            f"It is unlike the sources that the attributor knows: its unknown score is {found.unknown_score:.4g}, and "
+            f"over {found.unknown_threshold:.4g} an image is called unknown.",
         ),
         (found.percentile is None, f"The run has no images of {label} to compare the distance with."),
         (

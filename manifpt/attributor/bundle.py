@@ -1,13 +1,19 @@
 """The attributor bundle: a trained network, what its artifacts are, and how far to believe it. One call loads it.
 
-Legend: B artifacts, S labels.
+Legend: B artifacts, S labels, F features, K principal axes.
 
-    config.json        space, estimate, reference digest, shape, network, recipe; the weights' SHA-256; written last
-    labels.json        S names, in the order of the network's outputs
-    model.safetensors  weights, and the training artifacts' mean and standard deviation
-    calibration.json   the temperature that makes probabilities of logits, fitted on validation
-    metrics.json       what it reached on the test images
-    README.md          model card
+    config.json          space, estimate, reference digest, shape, network, recipe; SHA-256 of both safetensors; written
+                         last
+    labels.json          S names, in the order of the network's outputs
+    model.safetensors    weights, and the training artifacts' mean and standard deviation
+    openset.safetensors  what the training artifacts' features look like, and their principal axes
+    calibration.json     the temperature that makes probabilities of logits, fitted on validation; reliability on test;
+                         `unknown`: the score of unknownness, its threshold, the rate it was chosen for and the rate
+                         measured on test
+    calibration.png      the same reliability, drawn
+    baseline.parquet     validation and test images as the attributor sees them: see `manifpt.attributor.baseline`
+    metrics.json         what it reached on the test images
+    README.md            model card
 """
 
 from __future__ import annotations
@@ -20,18 +26,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from manifpt.attributor.calibration import probabilities
 from manifpt.attributor.networks import AttributorNetwork, make_network
-from manifpt.attributor.outputs import Outputs
+from manifpt.attributor.openset import OpenSet
 from manifpt.attributor.training import from_arrays, outputs_of
 from manifpt.errors import ConfigError
 from manifpt.storage import join, normalize, store_of
 
-__all__ = ["Attribution", "Attributor", "save_bundle"]
+__all__ = ["Attribution", "Attributor", "Verdicts", "save_bundle"]
 
-_FORMAT = 1
+_FORMAT = 2
 _BATCH = 256
+_DIGESTS = {"model": "weights_sha256", "openset": "openset_sha256"}  # of a file, where config.json has its SHA-256
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +56,33 @@ class Attribution:
     probability_bs: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What an attributor says of B artifacts, and whether their sources are any that it knows.
+
+    Attributes:
+        label: B labels, the most probable ones, of what is called unknown too.
+        probability_bs: float32 [B, S], calibrated: shares among the known sources.
+        unknown_score_b: float32 [B]; the larger, the less it is like the known sources.
+        is_unknown_b: bool [B], whether the score is over the bundle's threshold.
+        feature_bk: float32 [B, K + 1], the features along the principal axes of the training features, and the norm of
+            what is left: the `feature` of the bundle's baseline.
+    """
+
+    label: tuple[str, ...]
+    probability_bs: np.ndarray
+    unknown_score_b: np.ndarray
+    is_unknown_b: np.ndarray
+    feature_bk: np.ndarray
+
+
 class Attributor:
-    """A loaded bundle: `Attributor.load(path).predict(artifacts)`."""
+    """A loaded bundle: `Attributor.load(path).verdicts(artifacts)`."""
 
     def __init__(
-        self, network: AttributorNetwork, labels: Sequence[str], temperature: float, config: Mapping[str, Any]
+        self, network: AttributorNetwork, labels: Sequence[str], openset: OpenSet, config: Mapping[str, Any]
     ) -> None:
-        self.network, self.labels, self.temperature, self.config = network.eval(), tuple(labels), temperature, config
+        self.network, self.labels, self.openset, self.config = network.eval(), tuple(labels), openset, config
         self.shape = tuple(int(n) for n in config["shape"])
 
     @classmethod
@@ -64,59 +93,81 @@ class Attributor:
             ConfigError: there is none, or it is damaged.
         """
         uri = normalize(path)
-        store = store_of(uri)
-        try:
-            config, labels, calibration = (
-                json.loads(store.read(join(uri, name))) for name in ("config.json", "labels.json", "calibration.json")
-            )
-            data = store.read(join(uri, "model.safetensors"))
-        except FileNotFoundError as error:
-            raise ConfigError(
-                f"There is no finished attributor at {uri}; train one: jobs/train_attributor.py."
-            ) from error
-        except ValueError as error:
-            raise ConfigError(f"The attributor {uri} is damaged ({error}); train it again.") from error
-        if not isinstance(config, dict) or not isinstance(labels, list):
-            raise ConfigError(f"The attributor {uri} is damaged (config or labels are none); train it again.")
+        config = _read(uri, "config.json")
         if config.get("format") != _FORMAT:
             raise ConfigError(
-                f"The attributor {uri} has format {config.get('format')!r}; this version reads {_FORMAT}."
+                f"The attributor {uri} has format {config.get('format')!r}; this version reads {_FORMAT}: train it "
+                f"again."
             )
-        if hashlib.sha256(data).hexdigest() != config.get("weights_sha256"):
-            raise ConfigError(f"The weights of {uri} are not those that its config names; train it again.")
+        tensors = {name: _bytes(uri, f"{name}.safetensors") for name in _DIGESTS}
+        for name, digest in _DIGESTS.items():
+            if hashlib.sha256(tensors[name]).hexdigest() != config.get(digest):
+                raise ConfigError(f"The weights of {uri} are not those that its config names; train it again.")
+        labels, calibration = _read(uri, "labels.json"), _read(uri, "calibration.json")
         try:
             network = make_network(config["network"], tuple(config["shape"]), len(labels))
-            network.load_state_dict(load(data))
-            return cls(network, labels, float(calibration["temperature"]), config)
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:  # such as weights for other labels
+            network.load_state_dict(load(tensors["model"]))
+            temperature = float(calibration["temperature"])
+            openset = OpenSet.from_bytes(tensors["openset"], temperature, calibration["unknown"])
+            return cls(network, labels, openset, config)
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # such as other labels' weights
             why = str(error).strip().splitlines()
             raise ConfigError(f"The attributor {uri} is damaged ({why[-1].strip()}); train it again.") from error
 
-    def predict(self, artifacts: np.ndarray, device: str = "cpu") -> Attribution:
-        """Names the sources of artifacts, float [B, *shape].
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that verdicts depend on: two bundles of one digest say the same of any artifact."""
+        config, openset = self.config, self.openset
+        names = ("network", "shape", "space", "estimate", "reference_digest", *_DIGESTS.values())
+        facts = [[config.get(name) for name in names], self.labels, openset.temperature, openset.chosen()]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def verdicts(self, artifacts: np.ndarray, device: str = "cpu") -> Verdicts:
+        """Names the sources of artifacts, float [B, *shape], and says which are of none that it knows.
 
         Raises:
             ConfigError: artifacts of another shape, or with numbers that are not finite.
         """
-        found = self._outputs(artifacts, device)
-        logits_bs = np.concatenate([each.logits_bs for each in found] or [np.empty((0, len(self.labels)), np.float32)])
-        probability_bs = torch.softmax(torch.from_numpy(logits_bs) / self.temperature, 1).numpy()
-        return Attribution(tuple(self.labels[n] for n in logits_bs.argmax(1)), probability_bs)
+        logits_bs, features_bf = self._outputs(artifacts, device)
+        score_b = self.openset.scores(logits_bs, features_bf)
+        return Verdicts(
+            label=tuple(self.labels[n] for n in logits_bs.argmax(1)),
+            probability_bs=probabilities(logits_bs, self.openset.temperature).astype(np.float32),
+            unknown_score_b=score_b,
+            is_unknown_b=score_b > self.openset.threshold,
+            feature_bk=self.openset.coordinates(features_bf),
+        )
 
-    def features(self, artifacts: np.ndarray, device: str = "cpu") -> np.ndarray:
-        """What comes before the last layer, of artifacts float [B, *shape], B at least 1: float32 [B, F].
+    def predict(self, artifacts: np.ndarray, device: str = "cpu") -> Attribution:
+        """Names the sources of artifacts, float [B, *shape], as if they were all known.
 
         Raises:
-            ConfigError: as of `predict`.
+            ConfigError: as of `verdicts`.
         """
-        return np.concatenate([each.features_bf for each in self._outputs(artifacts, device)])
+        found = self.verdicts(artifacts, device)
+        return Attribution(found.label, found.probability_bs)
+
+    def features(self, artifacts: np.ndarray, device: str = "cpu") -> np.ndarray:
+        """What comes before the last layer, of artifacts float [B, *shape]: float32 [B, F].
+
+        Raises:
+            ConfigError: as of `verdicts`.
+        """
+        return self._outputs(artifacts, device)[1]
 
     def fits(self, space: Mapping[str, Any], estimate: Mapping[str, Any], reference_digest: str) -> bool:
         """Whether it was trained on such artifacts: of this space and estimate, onto this reference."""
         of_config = (self.config["space"], self.config["estimate"], self.config["reference_digest"])
         return of_config == (space, estimate, reference_digest)
 
-    def _outputs(self, artifacts: np.ndarray, device: str) -> list[Outputs]:
+    def _outputs(self, artifacts: np.ndarray, device: str) -> tuple[np.ndarray, np.ndarray]:
+        """Logits float32 [B, S] and features float32 [B, F]."""
         artifacts = np.asarray(artifacts)
         if artifacts.shape[1:] != self.shape:
             raise ConfigError(
@@ -125,7 +176,12 @@ class Attributor:
         if not np.isfinite(artifacts).all():
             raise ConfigError("Artifacts hold numbers that are not finite: compute them again.")
         batches = from_arrays(artifacts, np.zeros(len(artifacts), np.int64), _BATCH)
-        return list(outputs_of(self.network.to(device), batches(0), device))
+        found = list(outputs_of(self.network.to(device), batches(0), device))
+        logits_bs, features_bf = np.empty((0, len(self.labels)), np.float32), self.openset.statistics.mean_sf[:0]
+        return (
+            np.concatenate([logits_bs, *(each.logits_bs for each in found)]),
+            np.concatenate([features_bf.astype(np.float32), *(each.features_bf for each in found)]),
+        )
 
     def label_numbers(self, sources: Sequence[str]) -> np.ndarray:
         """int64 [B]: the numbers of labels.
@@ -143,22 +199,58 @@ class Attributor:
         return np.array([known[source] for source in sources], np.int64)
 
 
+def _bytes(uri: str, name: str) -> bytes:
+    try:
+        return store_of(uri).read(join(uri, name))
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no finished attributor at {uri}; train one: jobs/train_attributor.py.") from error
+
+
+def _read(uri: str, name: str) -> Any:
+    try:
+        found = json.loads(_bytes(uri, name))
+    except ValueError as error:
+        raise ConfigError(f"The attributor {uri} is damaged ({error}); train it again.") from error
+    if not isinstance(found, list if name == "labels.json" else dict):
+        raise ConfigError(f"The attributor {uri} is damaged ({name} holds something else); train it again.")
+    return found
+
+
 def save_bundle(
     output: str,
     state: Mapping[str, torch.Tensor],
     labels: Sequence[str],
     config: Mapping[str, Any],
     calibration: Mapping[str, Any],
+    openset: OpenSet,
     metrics: Mapping[str, Any],
     card: str,
 ) -> None:
-    """Writes a bundle; `config.json`, without which it is none, comes last."""
+    """Writes a bundle; `config.json`, without which it is none, comes last.
+
+    Args:
+        output: a folder or prefix.
+        state: the network's.
+        labels: S names.
+        config: what decided it.
+        calibration: as `calibration.json` holds it, but for what `openset` says.
+        openset: statistics, score and threshold.
+        metrics: on the test images.
+        card: Markdown.
+    """
     store = store_of(output)
-    data = save({name: tensor.contiguous() for name, tensor in state.items()})
-    store.write(join(output, "model.safetensors"), data)
+    tensors = {
+        "model": save({name: tensor.contiguous() for name, tensor in state.items()}),
+        "openset": openset.to_bytes(),
+    }
+    for name, data in tensors.items():
+        store.write(join(output, f"{name}.safetensors"), data)
+    chosen = {**calibration.get("unknown", {}), **openset.chosen()}
+    calibration = {"temperature": openset.temperature, **calibration, "unknown": chosen}
     documents = {"labels.json": list(labels), "calibration.json": calibration, "metrics.json": metrics}
     for name, document in documents.items():
         store.write(join(output, name), (json.dumps(document, indent=2) + "\n").encode())
     store.write(join(output, "README.md"), card.encode())
-    config = {"format": _FORMAT, **config, "weights_sha256": hashlib.sha256(data).hexdigest()}
+    digests = {digest: hashlib.sha256(tensors[name]).hexdigest() for name, digest in _DIGESTS.items()}
+    config = {"format": _FORMAT, **config, **digests}
     store.write(join(output, "config.json"), (json.dumps(config, indent=2) + "\n").encode())

@@ -25,17 +25,19 @@ from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
 from manifpt.manifest import REAL
 from manifpt.plan import Plan
-from manifpt.reader import read_plan
+from manifpt.reader import read_plain_plan, read_plan
 from manifpt.shards import committed_shards, part_path
 from manifpt.spaces import SpaceSpec
 from manifpt.storage import join, store_of
 
-__all__ = ["Choice", "Examples", "Part", "RunRows", "choice_of", "read_labels", "read_rows", "select_examples"]
+__all__ = ["Choice", "Examples", "Part", "RunRows", "choice_of", "drawn", "read_labels", "read_rows", "select_examples"]
 
 # With what `fetch` needs: a baseline looks at the image itself.
-_COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin"]
+_COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin",
+            "distance"]  # fmt: skip
 _GROUP = "latent_group"
 _WHERE_KEPT = ["went_through_jpeg"]  # the codec audit's
+_SAID = ("min_images", "most_images", "group_column", "seed")
 _USES = {"train": "train on", "validation": "choose by (validation)", "test": "test on"}
 
 
@@ -60,6 +62,15 @@ class Choice:
     seed: int = 0
     image_ids: pa.Array | None = None
     is_test: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """What of it a user says, as an attributor's `config.json` keeps it to find its test images again."""
+        return {"labels": dict(self.labels)} | {name: getattr(self, name) for name in _SAID}
+
+    @staticmethod
+    def from_facts(facts: Mapping[str, Any]) -> Choice:
+        """The inverse of `facts`."""
+        return Choice(labels=facts["labels"], **{name: facts[name] for name in _SAID})
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,13 +230,18 @@ def select_examples(run: str, space: str, choice: Choice) -> Examples:
     return read_rows(run, space, choice.group_column).chosen(choice)
 
 
-def read_rows(run: str, space: str, group_column: str | None = None) -> RunRows:
+def read_rows(run: str, space: str, group_column: str | None = None, altered: bool = False) -> RunRows:
     """The rows of a run in one space.
 
+    Args:
+        run, space, group_column: which.
+        altered: whether the run may have altered its images.
+
     Raises:
-        ConfigError: no such run, space or column; a run that isn't finished; shards that don't belong together.
+        ConfigError: no such run, space or column; a run that isn't finished or altered its images; shards that don't
+            belong together.
     """
-    plan = read_plan(run)
+    plan = read_plan(run) if altered else read_plain_plan(run)
     spec = next((spec for spec in plan.spaces if spec.name == space), None)
     if spec is None:
         known = ", ".join(spec.name for spec in plan.spaces)
@@ -314,11 +330,11 @@ def _wanted(table: pa.Table, choice: Choice) -> tuple[pa.Table, dict[str, int]]:
     keep(~pc.is_in(table["label"], value_set=pa.array(few, pa.string())).to_numpy(), "labels with few images")
     if choice.most_images is not None:
         label_n = np.array(table["label"].to_pylist(), dtype=object)
-        keep(_drawn(label_n, table["image_id"].to_pylist(), choice.most_images), "beyond the most images of a label")
+        keep(drawn(label_n, table["image_id"].to_pylist(), choice.most_images), "beyond the most images of a label")
     return table, left_out
 
 
-def _drawn(label_n: np.ndarray, image_ids: Sequence[str], most: int) -> np.ndarray:
+def drawn(label_n: np.ndarray, image_ids: Sequence[str], most: int) -> np.ndarray:
     """bool [N]: at most so many of each label, those whose image id has the smallest hash."""
     key_n = np.array([hashlib.blake2b(image_id.encode(), digest_size=8).hexdigest() for image_id in image_ids])
     kept_n = np.zeros(len(label_n), bool)

@@ -1,33 +1,24 @@
-"""The command `train_attributor`: choose rows, train over workers, calibrate, measure once on test, publish."""
+"""The command `train_attributor`: choose rows, train over workers; `manifpt.attributor.finish` makes a bundle of it."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from manifpt.attributor.calibration import fit_temperature, probabilities
-from manifpt.attributor.card import model_card
+from manifpt.attributor.altered import Altered, read_altered
 from manifpt.attributor.examples import Examples, choice_of, select_examples
-from manifpt.attributor.outputs import Outputs, read_outputs
 from manifpt.attributor.splits import SIDES, TEST, TRAIN, VALIDATION
 from manifpt.attributor.trackers import Track, make_tracker
 from manifpt.config import TrainConfig
 from manifpt.errors import ConfigError
-from manifpt.following import followed, json_lines
+from manifpt.following import followed
 from manifpt.log import event
-from manifpt.metrics.attribution import (
-    confusion,
-    expected_calibration_error,
-    precision_recall,
-)
-from manifpt.metrics.frechet import fd_ratio_or_none
 from manifpt.plan import publish_facts
-from manifpt.reference import library_versions
 from manifpt.resources import share_training
 from manifpt.spaces import BUILT_IN
 from manifpt.spaces.weights import resolve_weights
@@ -45,7 +36,9 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
     """
     begin = time.monotonic()
     run, output = normalize(config.artifacts), normalize(config.output)
-    examples = select_examples(run, config.space, replace(choice_of(config), seed=config.seed))
+    choice = replace(choice_of(config), seed=config.seed)
+    examples = select_examples(run, config.space, choice)
+    altered = read_altered([normalize(other) for other in config.altered_artifacts], examples)
     from manifpt.attributor import training  # torch costs seconds
 
     network = config.network or ("resnet50" if len(examples.shape) == 3 else "head")
@@ -55,14 +48,17 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
         if config.epochs < 1:
             raise ConfigError(f"--epochs must be at least 1, not {config.epochs}.")
         recipe = replace(recipe, epochs=config.epochs)
+    if not 0 < config.false_alarms < 1:
+        raise ConfigError(f"--false-alarms is a share of images, such as 0.05, not {config.false_alarms}.")
     track = make_tracker(config.tracker, output)
     weights = _imagenet() if network == "resnet50" else None
-    facts = _facts(config, examples, network, recipe, weights.weights_sha256 if weights else None)
+    facts = _facts(config, examples, altered, network, recipe, weights.weights_sha256 if weights else None)
     publish_facts(join(output, "training.json"), facts, "training")
     if store_of(output).stat(join(output, "config.json")) is not None:
         metrics: dict[str, Any] = json.loads(store_of(output).read(join(output, "metrics.json")))
         return metrics | {"labels": list(examples.labels), "trained": False}
-    count_s = np.bincount(examples.label_n[examples.side_n == TRAIN], minlength=len(examples.labels))
+    label_n = np.concatenate([examples.label_n[examples.side_n == TRAIN], *(of_run.label_n for of_run in altered)])
+    count_s = np.bincount(label_n, minlength=len(examples.labels))
     event("training", run=run, space=config.space, estimate=examples.estimate.label, network=network,
           images=len(examples.label_n), train=int(count_s.sum()), labels=len(examples.labels),
           output=output)  # fmt: skip
@@ -89,14 +85,18 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
         test=examples.parts(TEST),
         network=network,
         recipe=recipe,
-        weight_s=training.class_weights(examples.label_n[examples.side_n == TRAIN], len(count_s), recipe.balanced),
+        weight_s=training.class_weights(label_n, len(count_s), recipe.balanced),
         weights=weights,
         seed=config.seed,
     )
-    rows = pipeline.artifact_rows(run, config.space, examples.parts(TRAIN), shares.task_cpus)
+    parts = {run: examples.parts(TRAIN)} | {of_run.run: of_run.parts for of_run in altered}
+    rows = pipeline.artifact_rows(parts, config.space, shares.task_cpus)
     with followed(join(output, "metrics.jsonl"), _tell(recipe.epochs, track)):
         run_workers(worker.train, job, output, shares, rows)
-    metrics = _finish(output, examples, facts, shares.workers) | {"seconds": round(time.monotonic() - begin, 1)}
+    from manifpt.attributor.finish import finish
+
+    facts |= {"choice": choice.facts()}
+    metrics = finish(output, examples, facts, shares.workers) | {"seconds": round(time.monotonic() - begin, 1)}
     return metrics | {"trained": True}
 
 
@@ -109,7 +109,14 @@ def _imagenet() -> Any:
         return None
 
 
-def _facts(config: TrainConfig, examples: Examples, network: str, recipe: Any, weights: str | None) -> dict[str, Any]:
+def _facts(
+    config: TrainConfig,
+    examples: Examples,
+    altered: Sequence[Altered],
+    network: str,
+    recipe: Any,
+    weights: str | None,
+) -> dict[str, Any]:
     """What decides the attributor, as `config.json` says it."""
     return {
         "space": examples.spec.identity(),
@@ -124,6 +131,9 @@ def _facts(config: TrainConfig, examples: Examples, network: str, recipe: Any, w
         "start": f"ImageNet, SHA-256 {weights}" if weights else "random",
         "recipe": asdict(recipe) | {"milestones": list(recipe.milestones)},
         "seed": config.seed,
+        "false_alarms": config.false_alarms,
+        # Null as in a training that knows nothing of it; a name that isn't there is not compared.
+        "altered": [of_run.facts() for of_run in altered] or None,
     }
 
 
@@ -142,54 +152,3 @@ def _tell(epochs: int, track: Track) -> Callable[[dict[str, Any], list[dict[str,
             event("not_tracked", epoch=epoch["epoch"], error=error)
 
     return tell
-
-
-def _finish(output: str, examples: Examples, facts: Mapping[str, Any], workers: int) -> dict[str, Any]:
-    """Calibrates on validation, measures on test, and publishes the bundle."""
-    from safetensors.torch import load
-
-    from manifpt.attributor.bundle import save_bundle
-
-    validation, test = (_said(output, side, workers) for side in ("validation", "test"))
-    temperature = fit_temperature(validation.logits_bs, validation.label_b)
-    confusion_ss = confusion(test.label_b, test.predicted_b, examples.labels)
-    precision_s, recall_s = precision_recall(confusion_ss)
-    errors = [expected_calibration_error(probabilities(test.logits_bs, t), test.label_b) for t in (temperature, 1.0)]
-    calibration = {
-        "temperature": temperature,
-        "method": "temperature scaling, fitted on the validation images",
-        "calibration_error": errors[0],
-        "calibration_error_uncalibrated": errors[1],
-    }
-    history = json_lines(join(output, "metrics.jsonl"))
-    metrics = {
-        "accuracy": test.accuracy,
-        "balanced_accuracy": test.balanced_accuracy,
-        "calibration_error": calibration["calibration_error"],
-        "fd_ratio": fd_ratio_or_none(test.features_bf, test.label_b, facts["seed"]),
-        "test_images": confusion_ss.sum(axis=1).tolist(),
-        "precision": _no_nan(precision_s),
-        "recall": _no_nan(recall_s),
-        "confusion": confusion_ss.tolist(),
-        "validation_accuracy": max(epoch["validation_accuracy"] for epoch in history),
-        "epochs": len(history),
-        "images_per_s": float(np.median([epoch["images_per_s"] for epoch in history])),
-        "training_s": sum(epoch["seconds"] for epoch in history),
-    }
-    state = load(store_of(output).read(join(output, "network.safetensors")))
-    config = {**facts, "versions": library_versions()}
-    card = model_card(examples.labels, config, metrics)
-    save_bundle(output, state, examples.labels, config, calibration, metrics, card)
-    return {"labels": list(examples.labels), **metrics}
-
-
-def _no_nan(values: np.ndarray) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
-
-
-def _said(output: str, side: str, workers: int) -> Outputs:
-    """What all workers said of their shares of a side; not those of an earlier attempt with more workers."""
-    folder = join(output, "predictions")
-    written = {entry.key for entry in store_of(output).list(folder)}
-    names = (f"{side}-{rank:05d}-of-{workers:05d}.parquet" for rank in range(workers))
-    return read_outputs([join(folder, name) for name in names if name in written])

@@ -17,7 +17,8 @@ from safetensors.torch import save
 
 from manifpt.artifacts import to_numpy
 from manifpt.attributor.examples import Part
-from manifpt.attributor.networks import make_network
+from manifpt.attributor.features import STATISTICS, feature_statistics
+from manifpt.attributor.networks import AttributorNetwork, make_network
 from manifpt.attributor.outputs import write_outputs
 from manifpt.attributor.training import (
     NOT_FINITE,
@@ -74,7 +75,8 @@ class Job:
 
 
 def train(worker: Worker, job: Job) -> None:
-    """Trains, from the newest checkpoint on; leaves `network.safetensors` and `predictions/` in the output."""
+    """Trains, from the newest checkpoint on; leaves `network.safetensors`, `features.safetensors` and
+    `predictions/` in the output."""
     torch.manual_seed(job.seed)  # the same weights on every worker
     network = make_network(job.network, job.shape, len(job.labels))
     if job.weights is not None:
@@ -82,7 +84,7 @@ def train(worker: Worker, job: Job) -> None:
         network.body.load_state_dict(start)
     count = job.train_rows // worker.count
     rows = StreamedRows(worker, ("artifact", "label"), 4 * math.prod(job.shape), count, job.seed)
-    network.standardize(*mean_and_std(rows.all("artifact"), job.shape, worker.summed))
+    network.standardize(*mean_and_std((block for (block,) in rows.all("artifact")), job.shape, worker.summed))
     size = min(max(2, job.recipe.batch_size // worker.count), count)
     trainer = Trainer(network, job.recipe, job.weight_s, count // size, worker.device, worker.parallel, worker.summed)
     reader = ArtifactReader(job.run, job.space, torch.get_num_threads(), worker.device.partition(":")[0])
@@ -104,12 +106,23 @@ def train(worker: Worker, job: Job) -> None:
     if worker.rank == 0:
         data = save({name: tensor.contiguous() for name, tensor in state.best.items()})
         store_of(job.output).write(join(job.output, "network.safetensors"), data)
+    _write_statistics(worker, job, trainer.network, rows)
     test = _Held(worker, reader, job.test[worker.rank :: worker.count])
     for side, held in (("validation", validation), ("test", test)):
         outputs = list(outputs_of(network, held.batches(), worker.device))
         if outputs:  # there may be more workers than parts
             name = f"{side}-{worker.rank:05d}-of-{worker.count:05d}.parquet"
             write_outputs(join(job.output, "predictions", name), outputs)
+
+
+def _write_statistics(worker: Worker, job: Job, network: AttributorNetwork, rows: StreamedRows) -> None:
+    """What the features of the training artifacts look like to the trained network; every worker adds its share."""
+    batches = (_tensors(*batch) for batch in rows.all("artifact", "label", "row"))
+    blocks = ((found.features_bf, found.label_b) for found in outputs_of(network, batches, worker.device))
+    features = network.classifier.in_features
+    statistics = feature_statistics(blocks, len(job.labels), features, worker.summed)
+    if worker.rank == 0:
+        store_of(job.output).write(join(job.output, STATISTICS), statistics.to_bytes())
 
 
 def _tensors(artifacts: np.ndarray, label_b: np.ndarray, row_b: np.ndarray) -> Batch:

@@ -16,20 +16,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifpt import cluster, pipeline
-from manifpt.attributor.bundle import Attributor
+from manifpt import cluster
 from manifpt.attributor.examples import Choice, Examples, choice_of, read_labels, read_rows
 from manifpt.attributor.splits import SIDES
 from manifpt.baselines import BASELINES
 from manifpt.config import EvaluateConfig
 from manifpt.errors import ConfigError
 from manifpt.evaluation.audit import audit_codecs
+from manifpt.evaluation.bundles import row_of_bundle
 from manifpt.evaluation.methods import Candidate, candidates_of, key_digest
 from manifpt.evaluation.results import comparisons, fusions, of_baseline, of_candidate, per_source
-from manifpt.evaluation.tables import Row, table_json, table_markdown
+from manifpt.evaluation.running import run_works
+from manifpt.evaluation.tables import table_json, table_markdown
 from manifpt.evaluation.tasks import Work, fit_attributor, fit_baseline, test_attributor
 from manifpt.log import event
-from manifpt.metrics.attribution import accuracy, balanced_accuracy
 from manifpt.reader import read_plan
 from manifpt.spaces import View
 from manifpt.storage import join, normalize, store_of
@@ -55,7 +55,9 @@ def evaluate_attributor(config: EvaluateConfig) -> dict[str, Any]:
     names = _baseline_names(config.baselines)
     candidates = candidates_of(runs, test_runs, config.spaces, config.networks, config.epochs, control_runs)
     _check_codec([*runs, *control_runs], config.equalize_codec)
-    bundles = [_of_bundle(path, runs, config) for path in config.attributor]  # first: what is wrong there costs no fits
+    bundles = [
+        row_of_bundle(path, runs, config.labels) for path in config.attributor
+    ]  # first: what is wrong there costs no fits
     examples = _examples(candidates, config)
     tests = _test_examples(candidates, examples[0], config)
     dataset = config.dataset or runs[0].rstrip("/").rpartition("/")[2]
@@ -204,19 +206,17 @@ def _baseline_work(
 
 def _run(task: Any, works: Iterable[Work], stage: str) -> None:
     """Runs what hasn't ended before, and tells each result."""
-    waiting = [work for work in works if work.done(stage) is None]
-    cpus, gpus, _ = cluster.cluster()
-    device = "cuda" if gpus else "cpu"
-    items = [(replace(work, device=device),) for work in waiting]
-    begin = time.monotonic()
-    results = pipeline.run_tasks(task, items, cpus=1.0 if cpus >= 1 else cpus, gpus=1.0 if gpus else 0.0)
-    for done, found in enumerate(results, start=1):
-        key = found["key"]
-        name = key.get("baseline") or f"{key['space']['name']}/{key['estimate']['name']}/{key['network']}"
-        accuracy = found.get("validation_accuracy", found.get("accuracy"))
-        rate = (time.monotonic() - begin) / done
-        event(f"{stage}_done", method=name, seed=key["seed"], accuracy=accuracy, done=f"{done}/{len(items)}",
-              eta_s=round(rate * (len(items) - done)))  # fmt: skip
+    run_works(task, [work for work in works if work.done(stage) is None], stage, _told)
+
+
+def _told(found: dict[str, Any]) -> dict[str, Any]:
+    key = found["key"]
+    name = key.get("baseline") or f"{key['space']['name']}/{key['estimate']['name']}/{key['network']}"
+    return {
+        "method": name,
+        "seed": key["seed"],
+        "accuracy": found.get("validation_accuracy", found.get("accuracy")),
+    }
 
 
 def _chosen(candidates: Sequence[Candidate], works: Mapping[tuple[int, int], Work], seeds: int) -> list[int]:
@@ -228,43 +228,3 @@ def _chosen(candidates: Sequence[Candidate], works: Mapping[tuple[int, int], Wor
         if candidate.group not in best or score > best[candidate.group][0]:
             best[candidate.group] = score, n
     return [n for _, n in best.values()]
-
-
-def _of_bundle(path: str, runs: Sequence[str], config: EvaluateConfig) -> Row:
-    """A finished attributor on all images of the run whose artifacts it takes: give it images that it never saw."""
-    from manifpt.reader import read_artifacts
-
-    attributor = Attributor.load(path)
-    space = attributor.config["space"]
-    for run in runs:
-        plan = read_plan(run)
-        if any(
-            attributor.fits(spec.identity(), plan.estimate.identity(), plan.reference_digest) for spec in plan.spaces
-        ):
-            break
-    else:
-        raise ConfigError(
-            f"The attributor {path} takes artifacts of space {space['name']}, estimate "
-            f"{attributor.config['estimate']['name']} and reference {attributor.config['reference_digest'][:16]}; none "
-            f"of the runs has them."
-        )
-    labels = read_labels(config.labels)
-    begin, answers, numbers = time.perf_counter(), [], []
-    for table in read_artifacts(run, space["name"]):
-        named = [labels.get(source, source) for source in table["source"].to_pylist()]
-        table = table.filter(pa.array([label is not None for label in named]))
-        label_n = attributor.label_numbers([label for label in named if label is not None])
-        predicted = attributor.predict(table["artifact"].combine_chunks().to_numpy_ndarray())
-        answers.append(predicted.probability_bs.argmax(1))
-        numbers.append(label_n)
-    label_n, answer_n = np.concatenate(numbers), np.concatenate(answers)
-    return Row(
-        kind="artifact",
-        method=f"attributor {path}",
-        space=space["name"],
-        chosen=attributor.config["network"],
-        accuracies=(accuracy(label_n, answer_n),),
-        balanced=(balanced_accuracy(label_n, answer_n),),
-        validation=0.0,
-        predict_s=time.perf_counter() - begin,
-    )

@@ -11,7 +11,7 @@ from typing import Any
 from manifpt.attributor.training import RECIPES, Recipe
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
-from manifpt.reader import read_plan
+from manifpt.reader import read_plain_plan
 from manifpt.spaces import SpaceSpec
 
 __all__ = ["Candidate", "candidates_of", "key_digest"]
@@ -106,7 +106,7 @@ def candidates_of(
         raise ConfigError("Name one run or more with --artifacts.")
     if epochs is not None and epochs < 1:
         raise ConfigError(f"--epochs must be at least 1, not {epochs}.")
-    plans = [read_plan(run) for run in all_runs]
+    plans = [read_plain_plan(run) for run in all_runs]
     known = {spec.name for plan in plans for spec in plan.spaces}
     for space in spaces:
         if space not in known:

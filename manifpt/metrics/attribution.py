@@ -1,4 +1,4 @@
-"""How well sources are told: accuracies, confusion, calibration, and the interval of a difference of two methods.
+"""How well sources are told: accuracies, confusion, and the interval of a difference of two methods.
 
 Legend: B test images, S sources, R rounds of a bootstrap, G groups, K kinds of groups.
 """
@@ -17,13 +17,11 @@ __all__ = [
     "accuracy",
     "balanced_accuracy",
     "confusion",
-    "expected_calibration_error",
     "paired_bootstrap",
     "precision_recall",
 ]
 
 _BLOCK_CELLS = 1 << 22  # rounds times kinds of groups that memory holds: 32 MiB
-_PROBABILITY_ERROR = 1e-3  # of a row's sum; float16 leaves less
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,34 +103,6 @@ def precision_recall(confusion_ss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     undefined_s = np.full(len(confusion_ss), np.nan)
     precision_s = np.divide(right_s, said_s, out=undefined_s.copy(), where=said_s > 0)
     return precision_s, np.divide(right_s, held_s, out=undefined_s, where=held_s > 0)
-
-
-def expected_calibration_error(probability_bs: np.ndarray, label_b: np.ndarray, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy, over bins of equal width (Guo et al. 2017, section 2: ECE).
-
-    sum over bins m of |B_m| / B * |accuracy(B_m) - confidence(B_m)|, where an image's confidence is its largest
-    probability and bin m of M holds those in ((m - 1) / M, m / M]. Of equal largest ones the first source is predicted.
-
-    Args:
-        probability_bs: float [B, S]; rows with a sum of 1.
-        label_b: int64 [B].
-        bins: M; the value depends on it.
-
-    Raises:
-        ConfigError: no images, or rows that are no probabilities.
-    """
-    _refuse_mismatch(label_b, probability_bs)
-    if bins < 1:
-        raise ConfigError(f"A calibration error over {bins} bins is none; use 1 or more.")
-    probability_bs = np.asarray(probability_bs, np.float64)
-    sum_b = probability_bs.sum(axis=1)
-    if not (probability_bs.min() >= 0 and np.abs(sum_b - 1).max() <= _PROBABILITY_ERROR):  # also false of NaN
-        raise ConfigError("The rows given as probabilities are none; pass a softmax, not logits.")
-    confidence_b = np.minimum(probability_bs.max(axis=1), 1)
-    is_right_b = probability_bs.argmax(axis=1) == label_b
-    edge_m = np.linspace(0, 1, bins + 1)[1:-1]
-    gap_m = np.bincount(np.searchsorted(edge_m, confidence_b), weights=is_right_b - confidence_b, minlength=bins)
-    return float(np.abs(gap_m).sum() / len(confidence_b))
 
 
 def paired_bootstrap(

@@ -197,7 +197,7 @@ def _reasons(evidence: dict[str, Any]) -> list[str]:
         f"{plain(tested['label'])}. Calibration error {_percent(tested['calibration_error'])}.",
         _LINE,
     )
-    for name in ("probability", "distance", "nearest_reals"):
+    for name in ("probability", "unknown", "distance", "nearest_reals"):
         said = f"{name.replace('_', ' ').capitalize()}: {evidence['meaning'][name]}"
         lines += ["", *textwrap.wrap(said, _LINE)]
     return lines

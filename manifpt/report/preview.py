@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from manifpt.alterations import altered_as
 from manifpt.decode import decode
 from manifpt.errors import BadImage, ConfigError, StorageError
 from manifpt.fetch import fetch
@@ -87,6 +88,7 @@ def _attach_pixels(plan: Plan, examples: list[Example]) -> None:
     ids = sorted({example["neighbor_id"] or "" for example in examples})
     x_star = pixels_of(listed_images(plan.reference_uri, ids))
     x = pixels_of(list({example["image_id"]: example for example in examples}.values()))
+    x = {image_id: altered_as(image_hwc, plan.alter, image_id) for image_id, image_hwc in x.items()}
     for example in examples:
         example["x"], example["x*"] = x.get(example["image_id"]), x_star.get(example["neighbor_id"])
 

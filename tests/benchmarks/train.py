@@ -108,7 +108,7 @@ def ours(examples: Examples, folder: Path, workers: int, threads: int) -> float:
         weight_s=class_weights(examples.label_n, len(examples.labels), recipe.balanced),
     )  # fmt: skip
     shares = TrainingShares(workers, 0.5, threads, 0.5, False)
-    rows = pipeline.artifact_rows(job.run, job.space, examples.parts(TRAIN), shares.task_cpus)
+    rows = pipeline.artifact_rows({job.run: examples.parts(TRAIN)}, job.space, shares.task_cpus)
     run_workers(worker.train, job, job.output, shares, rows)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return median([json.loads(line)["images_per_s"] for line in lines[1:]])

@@ -13,7 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifpt import cluster, pipeline
+from manifpt.alterations import NONE
 from manifpt.artifacts import artifact_table, parquet_bytes, tensor_column
+from manifpt.attributor.features import FeatureStatistics
+from manifpt.attributor.openset import OpenSet
 from manifpt.config import IndexConfig, ReferenceConfig
 from manifpt.estimates import Estimate
 from manifpt.plan import Plan, publish_plan
@@ -59,6 +62,13 @@ def artifacts_of(rows: pa.Table, shape: tuple[int, ...] = SHAPE, gap: float = 3.
     return np.reshape(found, (len(found), *shape)).astype(np.float16)
 
 
+def openset_of(labels: int, features: int = 512, threshold: float = 1e9, temperature: float = 1.0) -> OpenSet:
+    """Of a bundle that was never trained: labels whose features lie apart, by distance; nothing is called unknown."""
+    mean_sf = np.random.default_rng(0).standard_normal((labels, features))
+    known = FeatureStatistics(np.full(labels, 30.0), mean_sf, np.eye(features))
+    return OpenSet(known, known.axes(), temperature, "distance", threshold)
+
+
 def make_run(
     folder: Path,
     rows: pa.Table,
@@ -68,13 +78,15 @@ def make_run(
     reference_digest: str = "r" * 64,
     artifacts: Callable[[pa.Table], np.ndarray] = artifacts_of,
     shards: int | None = None,
+    alter: str = NONE,
+    manifest_digest: str = "m",
 ) -> Path:
     """A run; finished, unless it has fewer `shards` than its plan."""
     specs = tuple(SpaceSpec(name=name, kind=name, height_px=4, width_px=4) for name in spaces)
     plan = Plan(
-        task="artifacts", manifest_uri="m.parquet", manifest_digest="m", rows=len(rows), shard_rows=shard_rows,
-        spaces=specs, reference_uri="nowhere", reference_digest=reference_digest, inline=spaces, decoder="d",
-        estimate=estimate or Estimate(),
+        task="artifacts", manifest_uri="m.parquet", manifest_digest=manifest_digest, rows=len(rows),
+        shard_rows=shard_rows, spaces=specs, reference_uri="nowhere", reference_digest=reference_digest,
+        inline=spaces, decoder="d", estimate=estimate or Estimate(), alter=alter,
     )  # fmt: skip
     publish_plan(plan, str(folder))
     for shard in range(plan.shards if shards is None else shards):

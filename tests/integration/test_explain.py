@@ -25,7 +25,7 @@ from manifpt.reader import read_artifacts, read_plan
 from manifpt.runs import build_reference, compute_artifacts, index_images
 from tests.helpers.cluster import ROOT, job, must
 from tests.helpers.images import bad_files, encoded, picture, sample_files, write_files
-from tests.helpers.runs import without_ray
+from tests.helpers.runs import openset_of, without_ray
 
 SOURCES = {"gan": 60, "vae": 60, "real": 40}
 LABELS = sorted(SOURCES)
@@ -71,8 +71,7 @@ def write_attributor(output: Path, run: Path, **changes: Any) -> Path:
         "reference_digest": plan.reference_digest, "shape": [3, 32, 32],
     }  # fmt: skip
     metrics = {"accuracy": 0.8, "calibration_error": 0.05, "precision": [0.9, None, 0.7], "test_images": [50, 50, 50]}
-    calibration = {"temperature": 1.0}
-    save_bundle(str(output), network.state_dict(), LABELS, config | changes, calibration, metrics, "")
+    save_bundle(str(output), network.state_dict(), LABELS, config | changes, {}, openset_of(len(LABELS)), metrics, "")
     return output
 
 

@@ -17,10 +17,10 @@ from manifpt.metrics.attribution import (
     accuracy,
     balanced_accuracy,
     confusion,
-    expected_calibration_error,
     paired_bootstrap,
     precision_recall,
 )
+from manifpt.metrics.calibration import expected_calibration_error
 
 
 @settings(max_examples=60, deadline=None)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from manifpt import cluster, distributed, following
 from manifpt.artifacts import to_numpy
+from manifpt.attributor import finish as finish_module
 from manifpt.attributor import train as train_module
 from manifpt.attributor.bundle import Attributor, save_bundle
 from manifpt.attributor.card import model_card
@@ -36,7 +37,7 @@ from manifpt.plan import publish_facts
 from manifpt.reader import ArtifactReader
 from manifpt.report.text import say_attributor
 from manifpt.storage import store_of
-from tests.helpers.runs import SHAPE, artifacts_of, make_run, rewritten, rows_of
+from tests.helpers.runs import SHAPE, artifacts_of, make_run, openset_of, rewritten, rows_of
 from tests.helpers.workers import LoneWorker
 
 SOURCES = {"gan": 40, "vae": 30, "real": 30}
@@ -274,6 +275,7 @@ def test_a_label_map(tmp_path: Path) -> None:
 def metrics_of(labels: tuple[str, ...], **changes: Any) -> dict[str, Any]:
     each: list[Any] = [0.5] * len(labels)
     measured = {"accuracy": 0.5, "balanced_accuracy": 0.5, "calibration_error": 0.1, "fd_ratio": 2.0}
+    measured |= {"calibration_error_by_chance": 0.02}
     of_labels = {"test_images": [4] * len(labels), "precision": each, "recall": each, "labels": list(labels)}
     return measured | of_labels | {"trained": True, "epochs": 2, "training_s": 3.0, "images_per_s": 9.0} | changes
 
@@ -291,8 +293,9 @@ def bundle(tmp_path: Path) -> Path:
         "network": "head", "seed": 0,
     }  # fmt: skip
     metrics = metrics_of(LABELS)
-    card = model_card(LABELS, config, metrics)
-    save_bundle(str(tmp_path / "b"), network.state_dict(), LABELS, config, {"temperature": 2.0}, metrics, card)
+    openset, unknown = openset_of(3, temperature=2.0), {"rate": 0.05, "measured_rate": 0.04}
+    card = model_card(LABELS, config, metrics, unknown | openset.chosen())
+    save_bundle(str(tmp_path / "b"), network.state_dict(), LABELS, config, {"unknown": unknown}, openset, metrics, card)
     return tmp_path / "b"
 
 
@@ -346,18 +349,22 @@ def edited(change: Callable[[Any], Any]) -> Callable[[Path], object]:
     ("name", "damage", "message"),
     [
         *((name, Path.unlink, "There is no finished attributor")
-          for name in ("config.json", "labels.json", "calibration.json", "model.safetensors")),
+          for name in ("config.json", "labels.json", "calibration.json", "model.safetensors", "openset.safetensors")),
         *((name, lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged")
           for name in ("config.json", "labels.json", "calibration.json")),
-        ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-9]), "weights of .* are not those"),
+        *((name, lambda path: path.write_bytes(path.read_bytes()[:-9]), "weights of .* are not those")
+          for name in ("model.safetensors", "openset.safetensors")),
         ("labels.json", edited(lambda labels: labels[:2]), "is damaged"),
         ("labels.json", edited(lambda labels: {"a": 1}), "is damaged"),
         ("calibration.json", edited(lambda found: {}), "is damaged"),
         ("calibration.json", edited(lambda found: {"temperature": None}), "is damaged"),
-        ("config.json", edited(lambda config: config | {"format": 2}), "has format 2; this version reads 1"),
+        ("calibration.json", edited(lambda found: found | {"unknown": {"score": "x", "threshold": 1}}), "is damaged"),
+        ("calibration.json", edited(lambda found: found | {"unknown": {"score": "energy"}}), "is damaged"),
+        ("config.json", edited(lambda config: config | {"format": 1}), "has format 1; this version reads 2: train it"),
+        ("config.json", edited(lambda config: {"format": 1}), "has format 1"),
         ("config.json", edited(lambda config: config | {"shape": [3, 5, 5]}), "is damaged"),
         ("config.json", edited(lambda config: [1]), "is damaged"),
-        ("config.json", edited(lambda config: {"format": 1}), "are not those"),
+        ("config.json", edited(lambda config: {"format": 2}), "are not those"),
         ("config.json", edited(lambda config: {k: v for k, v in config.items() if k != "network"}), "is damaged"),
     ],
 )  # fmt: skip
@@ -388,7 +395,9 @@ def test_what_could_not_be_measured_is_a_dash_or_left_out() -> None:
         "seed": 0,
         "reference_digest": "r",
     }
-    assert "| gan | 4 | - | 50.0 % |" in model_card(LABELS, config, metrics)
+    unknown = {"score": "energy", "threshold": None, "rate": 0.05}
+    card = model_card(LABELS, config, metrics, unknown)
+    assert "| gan | 4 | - | 50.0 % |" in card and "No image is called unknown: there were too few" in card
     assert "Trained for 2 epochs" in say_attributor(metrics, "out")
     assert "Was trained before" in say_attributor(metrics | {"trained": False}, "out")
 
@@ -462,7 +471,7 @@ def test_the_order_in_which_shards_arrive_changes_nothing(run: str, tmp_path: Pa
 def test_all_workers_keep_their_rows_or_none_does(run: str, tmp_path: Path) -> None:
     """One that asks for the stream again waits for all others to ask; one that kept its rows never would."""
     _, worker = worked(run, tmp_path / "mixed", count=2, others_keep=False)
-    assert worker.streamed == 1 + 3, "once for mean and deviation, and once an epoch"
+    assert worker.streamed == 1 + 3 + 1, "for mean and deviation, once an epoch, and for what features look like"
     assert worked(run, tmp_path / "kept", count=2)[1].streamed == 1
 
 
@@ -473,7 +482,7 @@ def test_every_image_of_a_side_is_predicted_once(run: str, tmp_path: Path) -> No
         for rank in range(count):
             worked(run, output, rank=rank, count=count)
         for side, number in (("validation", VALIDATION), ("test", TEST)):
-            found = train_module._said(str(output), side, count)
+            found = finish_module._said(str(output), side, count)
             assert found.row_b.tolist() == np.flatnonzero(examples.side_n == number).tolist()
             assert (found.label_b == examples.label_n[found.row_b]).all()
 

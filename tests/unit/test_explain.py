@@ -28,6 +28,7 @@ from tests.helpers.runs import make_run, rows_of
 
 GOOD = Findings(
     label="gan", probability=0.9, calibration_error=0.05, precision=0.8, test_images=100, percentile=50.0,
+    unknown_score=3.0, unknown_threshold=3.0,
     other_size=None, in_reference=False, near_copy=False, in_run=False,
 )  # fmt: skip
 
@@ -39,6 +40,8 @@ findings = st.builds(
     calibration_error=shares,
     precision=shares,
     test_images=st.integers(0, 99),
+    unknown_score=st.floats(allow_nan=False, width=32),
+    unknown_threshold=st.floats(0, 9) | st.just(float("inf")),
     percentile=st.none() | st.floats(0, 100),
     other_size=st.none() | st.just("64 x 64 px"),
     in_reference=st.booleans(),
@@ -57,6 +60,7 @@ def test_a_verdict_is_conclusive_only_without_a_reason_and_names_a_source_only_t
         assert found.probability >= 0.5 + (found.calibration_error or 0) and found.test_images >= LEAST_TEST_IMAGES
         assert found.precision is not None and found.precision >= 0.5
         assert found.percentile is not None and 0.5 <= found.percentile <= 99.5
+        assert found.unknown_score <= found.unknown_threshold
         assert not (found.other_size or found.in_reference or found.near_copy or found.in_run)
 
 
@@ -73,6 +77,8 @@ def test_numbers_that_are_all_good_are_conclusive() -> None:
         ({"precision": 0.49}, "right in 49.0% of the cases in which it named gan"),
         ({"precision": None}, "never named gan"),
         ({"test_images": LEAST_TEST_IMAGES - 1}, "tested on 29 images of gan"),
+        ({"unknown_score": 3.01}, "unlike the sources that the attributor knows: its unknown score is 3.01"),
+        ({"unknown_score": float("nan"), "unknown_threshold": float("inf")}, "unlike the sources"),
         ({"percentile": 0.4}, "outside the middle 99%"),
         ({"percentile": 99.6}, "outside the middle 99%"),
         ({"percentile": None}, "no images of gan"),
@@ -189,7 +195,7 @@ def evidence_of(labels: list[str], name: str) -> dict[str, Any]:
         "sources": {label: {"label": label, **source} for label in labels},
         "probabilities": [{"label": label, "probability": 1 / len(labels)} for label in labels],
         "verdict": {"source": None, "conclusive": False, "reasons": 9 * [name]},
-        "meaning": dict.fromkeys(("probability", "distance", "nearest_reals", "verdict"), "It means this."),
+        "meaning": dict.fromkeys(("probability", "unknown", "distance", "nearest_reals", "verdict"), "It means this."),
     }  # fmt: skip
 
 

@@ -79,6 +79,7 @@ def planned(folder: Path, reference: str = "reference", **flags: Any) -> Plan:
         ({"estimate": "hull", "reference_shards": 2}, "are for --estimate nearest, not hull"),
         ({"estimate": "blur"}, "--estimate blur works on pixels, not on the space 'frequency'"),
         ({"residual_first": True, "spaces": ("rgb", "ycbcr")}, "--residual-first is for frequency spaces"),
+        ({"alter": "jpeg-80"}, "Unknown --alter 'jpeg-80'; known: none, jpeg-95"),
     ],
 )  # fmt: skip
 def test_flags_that_do_not_fit_are_one_sentence(folder: Path, flags: dict[str, Any], words: str) -> None:

@@ -1,0 +1,224 @@
+"""How unlike the known sources an image is, and from where on it is called unknown. Pure.
+
+Legend: B artifacts, N validation images, S labels, F features, K principal axes.
+
+Scores; each is larger for what is less known:
+
+    softmax            1 - the largest calibrated probability (Hendrycks and Gimpel, ICLR 2017)
+    energy             -log sum exp(logits) (Liu et al., NeurIPS 2020, eq. 4 at T = 1)
+    distance           squared Mahalanobis distance of the features to the nearest label's mean (Lee et al., NeurIPS
+                       2018, eq. 2), by the covariance of all labels pooled, shrunk
+    relative_distance  the same, less the squared distance to the mean of all training features by their total
+                       covariance (Ren et al., 2021, arXiv:2106.09022, eq. 3): directions in which everything varies
+                       count for less
+
+Which of them serves is chosen without an unknown image: see `validation_aurocs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load
+from scipy.linalg import solve_triangular
+from scipy.special import logsumexp, softmax
+
+from manifpt.attributor.features import FeatureStatistics, oas
+from manifpt.attributor.outputs import Outputs
+from manifpt.metrics.openset import auroc
+
+__all__ = ["SCORES", "OpenSet", "chosen_on", "scorer", "threshold_at", "validation_aurocs"]
+
+
+# Logits float [B, S] and features float [B, F] -> float [B]; larger is less known.
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class OpenSet:
+    """Statistics of training features, and the score and threshold that validation chose.
+
+    Attributes:
+        statistics: of the training artifacts' features.
+        axes_kf: float64 [K, F], their principal axes; kept, since another machine may find equal ones in another order.
+        temperature: of the calibration.
+        score: a key of `SCORES`.
+        threshold: scores above it are called unknown; infinite: none is.
+    """
+
+    statistics: FeatureStatistics
+    axes_kf: np.ndarray
+    temperature: float
+    score: str
+    threshold: float
+
+    @classmethod
+    def from_bytes(cls, data: bytes, temperature: float, chosen: Mapping[str, Any]) -> OpenSet:
+        """From `openset.safetensors`, and `unknown` of `calibration.json`.
+
+        Raises:
+            LookupError, TypeError, ValueError, SafetensorError: they aren't those.
+        """
+        score, threshold = chosen["score"], chosen["threshold"]
+        if score not in SCORES:
+            raise ValueError(f"unknown score {score!r}")
+        limit = float("inf") if threshold is None else float(threshold)
+        return cls(FeatureStatistics.from_bytes(data), load(data)["axes_kf"], temperature, score, limit)
+
+    def to_bytes(self) -> bytes:
+        """`openset.safetensors`: statistics and axes."""
+        return self.statistics.to_bytes(axes_kf=self.axes_kf)
+
+    def chosen(self) -> dict[str, Any]:
+        """Score and threshold, as `from_bytes` takes them; JSON has no infinity."""
+        return {"score": self.score, "threshold": self.threshold if np.isfinite(self.threshold) else None}
+
+    @cached_property
+    def scores(self) -> Score:
+        """The chosen score; its factorisations are made once."""
+        return scorer(self.score, self.temperature, self.statistics)
+
+    def coordinates(self, features_bf: np.ndarray) -> np.ndarray:
+        """float32 [B, K + 1]: features along the axes, from the mean of the training features; the norm of the rest."""
+        apart_bf = features_bf.astype(np.float64) - self.statistics.mean_f
+        along_bk = apart_bf @ self.axes_kf.T
+        rest_b = np.linalg.norm(apart_bf - along_bk @ self.axes_kf, axis=1)
+        return np.concatenate([along_bk, rest_b[:, None]], axis=1).astype(np.float32)
+
+
+def scorer(name: str, temperature: float, statistics: FeatureStatistics) -> Score:
+    """How unlike the known sources artifacts are, by what a network says of them; as float32 [B].
+
+    Args:
+        name: a key of `SCORES`.
+        temperature: of the calibration.
+        statistics: of the network's training features.
+    """
+    score = SCORES[name](temperature, statistics)
+    return lambda logits_bs, features_bf: score(logits_bs.astype(float), features_bf.astype(float)).astype(np.float32)
+
+
+def _softmax(temperature: float, _: FeatureStatistics) -> Score:
+    def score(logits_bs: np.ndarray, _: np.ndarray) -> np.ndarray:
+        others_bs = np.sort(softmax(logits_bs / temperature, axis=1), axis=1)[:, :-1]
+        return np.asarray(others_bs.sum(axis=1))  # 1 - the largest would round what is nearly sure to ties
+
+    return score
+
+
+def _energy(_: float, __: FeatureStatistics) -> Score:
+    return lambda logits_bs, _: np.asarray(-logsumexp(logits_bs, axis=1))
+
+
+def _distance(_: float, known: FeatureStatistics) -> Score:
+    squared = _squared_distances(known.mean_sf, oas(known.within_ff, known.count_s.sum()))
+    return lambda _, features_bf: squared(features_bf).min(axis=1)
+
+
+def _relative_distance(temperature: float, known: FeatureStatistics) -> Score:
+    nearest = _distance(temperature, known)
+    squared = _squared_distances(known.mean_f[None], oas(known.total_ff, known.count_s.sum()))
+    return lambda logits_bs, features_bf: nearest(logits_bs, features_bf) - squared(features_bf)[:, 0]
+
+
+def _squared_distances(mean_sf: np.ndarray, covariance_ff: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Features float [B, F] -> squared Mahalanobis distances to the means, float64 [B, S]."""
+    root_ff = np.linalg.cholesky(covariance_ff)
+
+    def white(rows_nf: np.ndarray) -> np.ndarray:
+        return np.asarray(solve_triangular(root_ff, rows_nf.T, lower=True, check_finite=False))
+
+    mean_fs = white(mean_sf)
+
+    def squared(features_bf: np.ndarray) -> np.ndarray:
+        white_fb = white(features_bf)
+        return np.stack([np.square(white_fb - mean_f[:, None]).sum(axis=0) for mean_f in mean_fs.T], axis=1)
+
+    return squared
+
+
+SCORES: dict[str, Callable[[float, FeatureStatistics], Score]] = {
+    "softmax": _softmax,
+    "energy": _energy,
+    "distance": _distance,
+    "relative_distance": _relative_distance,
+}
+
+
+def validation_aurocs(validation: Outputs, temperature: float, statistics: FeatureStatistics) -> dict[str, float]:
+    """By score: how well it would tell an unknown source, as far as validation images of known ones can say.
+
+    Each label in turn is hidden: its output and its mean are taken away, and its validation images are the unknown
+    ones. The mean of the areas under the ROC curves, every hidden label counting the same, is what the choice goes by.
+
+    What this can't know: the network was trained to tell the hidden label apart, so its features hold what a new
+    source's need not; nearly every score looks better here than it is, and those of features more so than those of
+    outputs. The pooled covariance and the temperature still have seen the label. And a new source may differ from the
+    known ones in ways in which none of these differs from the others. Leaving a source out of training and all, as
+    `evaluate_attributor --leave-one-out` does, measures what this only ranks.
+
+    Args:
+        validation: N images, some of each label.
+        temperature: of the calibration.
+        statistics: of the training features.
+    """
+    label_n, logits_ns, features_nf = validation.label_b, validation.logits_bs, validation.features_bf
+    labels = np.unique(label_n)
+    found: dict[str, list[float]] = {name: [] for name in SCORES}
+    for label in labels:
+        is_hidden_n, known = label_n == label, statistics.without(label)
+        for name, of_score in found.items():
+            score_n = scorer(name, temperature, known)(np.delete(logits_ns, label, 1), features_nf)
+            of_score.append(auroc(score_n[~is_hidden_n], score_n[is_hidden_n]))
+    return {name: float(np.mean(of_score)) for name, of_score in found.items()}
+
+
+def chosen_on(
+    validation: Outputs, temperature: float, statistics: FeatureStatistics, aurocs: Mapping[str, float], rate: float
+) -> OpenSet:
+    """The best score, with the threshold of a rate. Of equal ones, the first of `SCORES`.
+
+    Score, threshold and the network's best epoch are chosen on the same images, which the guarantee of `threshold_at`
+    does not allow for. The rate measured on test images says what that costs.
+
+    Args:
+        validation: images of all labels.
+        temperature: of the calibration.
+        statistics: of the training features.
+        aurocs: by score; see `validation_aurocs`.
+        rate: share of images of known sources that may be called unknown; see `threshold_at`.
+    """
+    score = max(aurocs, key=lambda name: aurocs[name])
+    score_n = scorer(score, temperature, statistics)(validation.logits_bs, validation.features_bf)
+    return OpenSet(statistics, statistics.axes(), temperature, score, threshold_at(score_n, validation.label_b, rate))
+
+
+def threshold_at(score_n: np.ndarray, label_n: np.ndarray, rate: float) -> float:
+    """The lowest threshold that at most such a share of known images will be above, every label counting the same.
+
+    Of each label's n images and one more, which is yet to come, the one to come is counted as above: the lowest score
+    t with mean over labels of (count above t + 1) / (n + 1) <= rate. So chosen, new images that are like the label's
+    validation ones are above it with at most that probability, averaged over labels and over validation sets, however
+    few there are (split conformal prediction: Vovk et al. 2005; Angelopoulos and Bates 2023, section 1).
+    Images of one group are not independent, and the guarantee is then as good as the number of groups.
+
+    Args:
+        score_n: float [N], of validation images, which did not train the network.
+        label_n: int64 [N].
+        rate: between 0 and 1.
+
+    Returns:
+        A score of one of the images; infinite where there are too few of them for such a rate.
+    """
+    label_n = np.unique(label_n, return_inverse=True)[1]
+    count_s = np.bincount(label_n)
+    weight_n = 1 / ((count_s[label_n] + 1) * len(count_s))
+    order_n = np.argsort(-score_n, kind="stable")  # of equal ones, the first then has all higher ones before it
+    value_v, first_v = np.unique(score_n[order_n], return_index=True)
+    above_n = np.cumsum(weight_n[order_n]) - weight_n[order_n]
+    is_met_v = np.mean(1 / (count_s + 1)) + above_n[first_v] <= rate + 1e-12
+    return float(value_v[is_met_v.argmax()]) if is_met_v.any() else float("inf")

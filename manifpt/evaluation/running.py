@@ -1,0 +1,37 @@
+"""Tasks of an evaluation over a cluster: what has no result yet is computed, and told as it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from manifpt import cluster, pipeline
+from manifpt.log import event
+
+__all__ = ["run_works"]
+
+
+def run_works(
+    task: Callable[[Any], dict[str, Any]],
+    works: Sequence[Any],
+    stage: str,
+    told: Callable[[dict[str, Any]], Mapping[str, Any]],
+) -> None:
+    """Runs a task for each work, on a core or a GPU each, and tells each result with the time that the rest will take.
+
+    Args:
+        task: a function of a work; leaves its result in storage and returns it.
+        works: dataclasses with a field `device`.
+        stage: its name in the log.
+        told: what the log says of a result.
+    """
+    cpus, gpus, _ = cluster.cluster()
+    device = "cuda" if gpus else "cpu"
+    items = [(replace(work, device=device),) for work in works]
+    begin = time.monotonic()
+    results = pipeline.run_tasks(task, items, cpus=1.0 if cpus >= 1 else cpus, gpus=1.0 if gpus else 0.0)
+    for done, found in enumerate(results, start=1):
+        rate = (time.monotonic() - begin) / done
+        event(f"{stage}_done", **told(found), done=f"{done}/{len(items)}", eta_s=round(rate * (len(items) - done)))

@@ -1,0 +1,266 @@
+"""Statistics of features, scores of unknownness, and the threshold that validation sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
+from sklearn.covariance import oas as their_oas
+
+from manifpt.attributor.features import FeatureStatistics, feature_statistics, oas
+from manifpt.attributor.openset import SCORES, OpenSet, chosen_on, scorer, threshold_at, validation_aurocs
+from manifpt.attributor.outputs import Outputs
+from manifpt.metrics.openset import auroc
+
+
+def features_of(seed: int, count: int = 300, labels: int = 4, features: int = 6, apart: float = 3.0) -> Outputs:
+    """Labels that lie apart, with features of unequal spread; and logits that follow them."""
+    rng = np.random.default_rng(seed)
+    label_n = rng.permutation(np.arange(count) % labels)
+    mean_sf = apart * np.random.default_rng(99).standard_normal((labels, features))
+    features_nf = mean_sf[label_n] + rng.standard_normal((count, features)) * np.linspace(0.1, 2, features)
+    logits_ns = -cdist(features_nf, mean_sf) + 0.1 * rng.standard_normal((count, labels))
+    return Outputs(logits_ns.astype(np.float32), features_nf.astype(np.float32), label_n, np.arange(count))
+
+
+def statistics_of(found: Outputs) -> FeatureStatistics:
+    return feature_statistics(
+        [(found.features_bf, found.label_b)], found.logits_bs.shape[1], found.features_bf.shape[1]
+    )
+
+
+def by_hand(features_nf: np.ndarray, label_n: np.ndarray, labels: int) -> tuple[np.ndarray, np.ndarray]:
+    features_nf = features_nf.astype(np.float64)
+    mean_sf = np.stack([features_nf[label_n == label].mean(axis=0) for label in range(labels)])
+    rest_nf = features_nf - mean_sf[label_n]
+    return mean_sf, rest_nf.T @ rest_nf / len(rest_nf)
+
+
+# --- statistics ---
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 99), block=st.integers(1, 70), offset=st.sampled_from([0.0, 1e4]))
+def test_blocks_and_offsets_change_no_statistic(seed: int, block: int, offset: float) -> None:
+    found = features_of(seed, count=90)
+    features_nf = found.features_bf + offset
+    blocks = [(features_nf[n : n + block], found.label_b[n : n + block]) for n in range(0, 90, block)]
+    merged = feature_statistics(blocks, 4, 6)
+    mean_sf, within_ff = by_hand(features_nf, found.label_b, 4)
+    np.testing.assert_allclose(merged.mean_sf, mean_sf, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(merged.within_ff, within_ff, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(merged.mean_f, features_nf.mean(axis=0, dtype=np.float64), rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(merged.total_ff, np.cov(features_nf.astype(float).T, bias=True), rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(merged.count_s, np.bincount(found.label_b))
+
+
+def test_workers_together_have_what_one_would() -> None:
+    """Of which one has none of a label."""
+    found = features_of(1)
+    order_n = np.argsort(found.label_b, kind="stable")
+    shares = [order_n[:100], order_n[100:170], order_n[170:]]
+    blocks = [(found.features_bf[share], found.label_b[share]) for share in shares]
+    together = [list(of_call) for of_call in zip(*(_calls(block) for block in blocks), strict=True)]
+    totals = iter([sum(of_call) for of_call in _resolved(blocks, together)])
+    merged = feature_statistics([blocks[0]], 4, 6, lambda sums: next(totals))
+    mean_sf, within_ff = by_hand(found.features_bf, found.label_b, 4)
+    np.testing.assert_allclose(merged.mean_sf, mean_sf, atol=1e-9)
+    np.testing.assert_allclose(merged.within_ff, within_ff, atol=1e-9)
+
+
+def _calls(block: tuple[np.ndarray, np.ndarray]) -> Iterator[np.ndarray]:
+    """What a worker gives to the first two sums."""
+    given: list[np.ndarray] = []
+
+    def keep(sums: np.ndarray) -> np.ndarray:
+        given.append(sums.copy())
+        return sums
+
+    feature_statistics([block], 4, 6, keep)
+    yield from given[:2]
+
+
+def _resolved(
+    blocks: list[tuple[np.ndarray, np.ndarray]], together: list[list[np.ndarray]]
+) -> Iterator[list[np.ndarray]]:
+    """All sums, the third of which each worker takes around the means that the first two give."""
+    yield from together
+    counts, sums = (sum(of_call) for of_call in together)
+    third = []
+    for block in blocks:
+        answers = iter([counts, sums])
+
+        def answer(value: np.ndarray, answers: Iterator[np.ndarray] = answers) -> np.ndarray:
+            found = next(answers, None)
+            if found is None:
+                third.append(value)
+                return value
+            return found
+
+        feature_statistics([block], 4, 6, answer)
+    yield third
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 99), count=st.integers(2, 60), features=st.integers(2, 40))
+def test_shrinkage_is_scikit_learns(seed: int, count: int, features: int) -> None:
+    rows_nf = np.random.default_rng(seed).standard_normal((count, features)) * np.linspace(0.1, 3, features)
+    expected_ff, _ = their_oas(rows_nf)
+    np.testing.assert_allclose(oas(np.cov(rows_nf.T, bias=True), count), expected_ff, rtol=1e-9, atol=1e-12)
+
+
+def test_a_covariance_that_lacks_rank_has_it_afterwards() -> None:
+    """As where a unit never fires, or all images are one."""
+    for covariance_ff in (np.diag([1.0, 2.0, 0.0]), np.zeros((3, 3))):
+        assert np.linalg.eigvalsh(oas(covariance_ff, 50)).min() > 0
+
+
+def test_statistics_survive_their_file() -> None:
+    known = statistics_of(features_of(2))
+    again = FeatureStatistics.from_bytes(known.to_bytes())
+    for name in ("count_s", "mean_sf", "within_ff"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(known, name))
+
+
+def test_axes_are_the_principal_ones_with_a_sign() -> None:
+    known = statistics_of(features_of(3))
+    axes_kf = known.axes()
+    np.testing.assert_allclose(axes_kf @ axes_kf.T, np.eye(6), atol=1e-12)
+    variance_k = np.diag(axes_kf @ known.total_ff @ axes_kf.T)
+    assert (np.diff(variance_k) <= 1e-9).all() and variance_k.sum() == pytest.approx(np.trace(known.total_ff))
+    assert all(axis_f[np.abs(axis_f).argmax()] > 0 for axis_f in axes_kf)
+
+
+def test_coordinates_and_the_rest_keep_all_distances_from_the_mean() -> None:
+    found = features_of(4, features=40)
+    known = statistics_of(found)
+    openset = OpenSet(known, known.axes(), 1.0, "distance", 1.0)
+    feature_bk = openset.coordinates(found.features_bf)
+    assert feature_bk.shape == (300, 33) and feature_bk.dtype == np.float32 and (feature_bk[:, -1] >= 0).all()
+    lengths_b = np.linalg.norm(found.features_bf - known.mean_f, axis=1)
+    np.testing.assert_allclose(np.linalg.norm(feature_bk, axis=1), lengths_b, rtol=1e-5)
+    assert openset.coordinates(found.features_bf[:0]).shape == (0, 33)
+
+
+# --- scores ---
+
+
+def test_scores_by_their_definitions() -> None:
+    found = features_of(5)
+    known, logits_bs = statistics_of(found), found.logits_bs.astype(np.float64)
+    say = {name: scorer(name, 1.7, known)(found.logits_bs, found.features_bf) for name in SCORES}
+    assert all(score_b.dtype == np.float32 and score_b.shape == (300,) for score_b in say.values())
+    probability_bs = np.exp(logits_bs / 1.7) / np.exp(logits_bs / 1.7).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(say["softmax"], 1 - probability_bs.max(axis=1), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(say["energy"], -np.log(np.exp(logits_bs).sum(axis=1)), rtol=1e-5, atol=1e-6)
+    within_ff, total_ff = (np.linalg.inv(oas(covariance, 300)) for covariance in (known.within_ff, known.total_ff))
+    squared_b = cdist(found.features_bf, known.mean_sf, "mahalanobis", VI=within_ff).min(axis=1) ** 2
+    background_b = cdist(found.features_bf, known.mean_f[None], "mahalanobis", VI=total_ff)[:, 0] ** 2
+    np.testing.assert_allclose(say["distance"], squared_b, rtol=1e-5)
+    np.testing.assert_allclose(say["relative_distance"], squared_b - background_b, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_nearly_sure_has_no_ties() -> None:
+    logits_bs = np.array([[50.0, 0.0], [60.0, 0.0], [80.0, 0.0]], np.float32)
+    score_b = scorer("softmax", 1.0, statistics_of(features_of(6)))(logits_bs, np.zeros((3, 6)))
+    assert score_b[0] > score_b[1] > score_b[2] > 0
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_what_lies_far_from_all_is_less_known(name: str) -> None:
+    found = features_of(7)
+    score = scorer(name, 1.0, statistics_of(found))
+    between_bf = found.features_bf.mean(axis=0) + 0.1 * np.random.default_rng(0).standard_normal((50, 6))
+    logits_bs = -cdist(between_bf, statistics_of(found).mean_sf)
+    assert auroc(score(found.logits_bs, found.features_bf), score(logits_bs, between_bf)) > 0.75
+
+
+# --- the choice ---
+
+
+def test_each_label_is_hidden_in_turn() -> None:
+    found = features_of(8, labels=3)
+    known, expected = statistics_of(found), {name: [] for name in SCORES}
+    for hidden, others in ((0, [1, 2]), (1, [0, 2]), (2, [0, 1])):
+        is_hidden_n = found.label_b == hidden
+        rest = FeatureStatistics(known.count_s[others], known.mean_sf[others], known.within_ff)
+        for name in SCORES:
+            score_n = scorer(name, 1.3, rest)(found.logits_bs[:, others], found.features_bf)
+            expected[name].append(auroc(score_n[~is_hidden_n], score_n[is_hidden_n]))
+    aurocs = validation_aurocs(found, 1.3, known)
+    assert aurocs == pytest.approx({name: np.mean(values) for name, values in expected.items()})
+
+
+def test_the_score_that_knows_something_is_chosen() -> None:
+    """Logits of noise leave the distances; features of noise leave what comes of logits."""
+    found = features_of(9)
+    noise = np.random.default_rng(0)
+    no_logits = Outputs(noise.standard_normal((300, 4)), found.features_bf, found.label_b, found.row_b)
+    no_features = Outputs(found.logits_bs, noise.standard_normal((300, 6)), found.label_b, found.row_b)
+    for outputs, names in ((no_logits, {"distance", "relative_distance"}), (no_features, {"softmax", "energy"})):
+        known = statistics_of(outputs)
+        chosen = chosen_on(outputs, 1.0, known, validation_aurocs(outputs, 1.0, known), 0.1)
+        assert chosen.score in names
+        score_n = chosen.scores(outputs.logits_bs, outputs.features_bf)
+        assert chosen.threshold == threshold_at(score_n, outputs.label_b, 0.1)
+
+
+def test_an_open_set_survives_its_files() -> None:
+    found = features_of(10)
+    known = statistics_of(found)
+    for threshold in (3.25, float("inf")):
+        openset = OpenSet(known, known.axes(), 1.5, "relative_distance", threshold)
+        again = OpenSet.from_bytes(openset.to_bytes(), 1.5, openset.chosen())
+        assert again.chosen() == openset.chosen() and again.threshold == threshold
+        for read in (
+            lambda o: o.scores(found.logits_bs, found.features_bf),
+            lambda o: o.coordinates(found.features_bf),
+        ):
+            np.testing.assert_array_equal(read(again), read(openset))
+
+
+# --- the threshold ---
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 9999),
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    rate=st.sampled_from([0.01, 0.05, 0.2, 0.5, 0.9]),
+)
+def test_the_threshold_is_the_lowest_that_keeps_the_rate(seed: int, counts: list[int], rate: float) -> None:
+    rng = np.random.default_rng(seed)
+    label_n = np.repeat(np.arange(len(counts)), counts)
+    score_n = rng.integers(0, 12, len(label_n)).astype(np.float32)  # with ties
+
+    def share(threshold: float) -> float:
+        of_label = [score_n[label_n == label] for label in range(len(counts))]
+        return float(np.mean([((values > threshold).sum() + 1) / (len(values) + 1) for values in of_label]))
+
+    found = threshold_at(score_n, label_n, rate)
+    lower = [value for value in score_n if value < found]
+    assert all(share(value) > rate + 1e-12 for value in lower)
+    if np.isfinite(found):
+        assert share(found) <= rate + 1e-12 and found in score_n
+    else:
+        assert share(score_n.max()) > rate + 1e-12
+
+
+def test_too_few_images_for_a_rate_have_no_threshold() -> None:
+    assert threshold_at(np.arange(18.0), np.zeros(18, np.int64), 0.05) == np.inf
+    assert threshold_at(np.arange(19.0), np.zeros(19, np.int64), 0.05) == 18
+
+
+def test_new_images_of_known_sources_are_called_unknown_no_more_often_than_stated() -> None:
+    """Over 4,000 simulated validation sets, of labels whose scores and numbers differ."""
+    rng = np.random.default_rng(0)
+    label_n, scale_s = np.repeat([0, 1, 2], [25, 60, 100]), np.array([1.0, 2.0, 1.5])
+    alarms = 0.0
+    for _ in range(4_000):
+        threshold = threshold_at(rng.exponential(scale_s[label_n]), label_n, 0.1)
+        alarms += np.exp(-threshold / scale_s).mean()  # the mean over labels of the share above it
+    assert 0.075 < alarms / 4_000 <= 0.1
