@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 
 import ray
@@ -29,7 +31,7 @@ def connect() -> None:
     """
     if not ray.is_initialized():
         address = _address()
-        with _held_stderr():
+        with _held_stderr(), _kept_sigterm():
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
 
 
@@ -58,6 +60,19 @@ def _answers(address: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+@contextlib.contextmanager
+def _kept_sigterm() -> Iterator[None]:
+    """Ray puts handlers of its own, that end the process at once."""
+    if threading.current_thread() is not threading.main_thread():  # where Ray doesn't either
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import yaml
 
 from manifpt.errors import ConfigError, StorageError, TooManyRejected, WorkerError
 from manifpt.log import event
+from manifpt.termination import EXIT_CODE, Terminated, terminable
 
 __all__ = [
     "AnalyzeConfig",
@@ -79,7 +80,9 @@ class ReferenceConfig:
     max_rejected: str = ""
     """As many images, or as many percent (5%), may be rejected. Default: 1%, but at least 10 images."""
     max_actors: int | None = None
-    """Actors a stage may scale up to, on a cluster that grows. Default: what it has room for now."""
+    """Actors a stage may scale up to. Default: what the cluster has room for, also when it grows."""
+    gpu: bool = False
+    """Use GPUs though the cluster has none yet: its autoscaler brings them. Where it has some, they are used anyway."""
     own_spaces: OwnSpaces = dataclasses.field(default_factory=dict)
 
 
@@ -127,7 +130,9 @@ class ArtifactsConfig:
     max_rejected: str = ""
     """As many images, or as many percent (5%), may be rejected. Default: 1%, but at least 10 images."""
     max_actors: int | None = None
-    """Actors a stage may scale up to, on a cluster that grows. Default: what it has room for now."""
+    """Actors a stage may scale up to. Default: what the cluster has room for, also when it grows."""
+    gpu: bool = False
+    """Use GPUs though the cluster has none yet: its autoscaler brings them. Where it has some, they are used anyway."""
     dry_run: bool = False
     """Print the plan, and do nothing."""
     own_spaces: OwnSpaces = dataclasses.field(default_factory=dict)
@@ -431,9 +436,13 @@ def rejection_budget(text: str, images: int) -> int:
 
 def run_command(command: Callable[[], None]) -> int:
     """Runs a job's main function and turns its outcome into an exit code: 0 done, 2 configuration, 3 too many rejected
-    images, 1 anything else."""
+    images, 143 ended by SIGTERM, 1 anything else."""
     try:
-        command()
+        with terminable():
+            command()
+    except Terminated:
+        event("terminated", hint="the same command goes on from here")
+        return EXIT_CODE
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

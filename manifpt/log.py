@@ -83,7 +83,9 @@ class Progress:
         return time.monotonic() - self._begin
 
     def close(self) -> None:
-        """Ends the bar, or the lines."""
+        """Ends the bar, or the lines; the last one says where a run that was broken off stands."""
         self._closed.set()
         if self._bar is not None:
             self._bar.close()
+        elif self._done < self._total:
+            self._line()

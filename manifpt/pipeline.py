@@ -37,7 +37,9 @@ __all__ = ["artifact_rows", "run", "run_tasks", "view_rows"]
 logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
-def run(plan: Plan, output: str, shards: Sequence[int], most_actors: int | None = None) -> Iterator[dict[str, Any]]:
+def run(
+    plan: Plan, output: str, shards: Sequence[int], most_actors: int | None = None, gpu: bool = False
+) -> Iterator[dict[str, Any]]:
     """Computes shards and yields `{"shard", "rejected_images"}` as each is committed, in no promised order.
 
     Args:
@@ -45,8 +47,9 @@ def run(plan: Plan, output: str, shards: Sequence[int], most_actors: int | None 
         output: the run folder.
         shards: numbers of the shards that are not done.
         most_actors: a limit for each stage of actors; None: as many as the cluster has room for.
+        gpu: GPUs will come, though there are none yet.
     """
-    shares = _shares(plan, most_actors)
+    shares = _shares(plan, len(shards), most_actors, gpu)
     s3 = environment()
     _quiet()
     work: dict[str, Any] = {"plan": plan, "s3": s3}
@@ -57,7 +60,7 @@ def run(plan: Plan, output: str, shards: Sequence[int], most_actors: int | None 
             _decode,  # type: ignore[arg-type]  # Ray types a function of the batch alone
             fn_kwargs=work | {"encode": shares.encode is None, "on_gpu": bool(shares.encode and shares.encode.gpus)},
             num_cpus=shares.task_cpus,
-            compute=TaskPoolStrategy(size=min(shares.decode_tasks, len(shards))),
+            compute=TaskPoolStrategy(size=shares.decode_tasks),
             **_ONE_SHARD,
             **_TASK_RETRIES,
         )
@@ -219,18 +222,20 @@ def _told(error: BaseException) -> BaseException:
     )
 
 
-def _shares(plan: Plan, most_actors: int | None) -> Shares:
+def _shares(plan: Plan, shards: int, most_actors: int | None, gpu: bool) -> Shares:
     cluster = ray.cluster_resources()
-    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if not cluster.get("CPU"):  # a head that runs no tasks: an autoscaler brings nodes when work waits
         event("waiting_for_nodes", hint="without an autoscaler, start one with: ray start --address HEAD")
     return share(
         cluster.get("CPU") or NODE_TO_COME_CPUS,
-        cluster.get("GPU", 0),
+        cluster.get("GPU") or float(gpu),
         network=any(spec.kind == "network" for spec in plan.spaces),
         project=plan.reference_shards if plan.task != "reference" else 0,
-        largest_node_cpus=max(nodes, default=0) or NODE_TO_COME_CPUS,
+        shards=shards,
+        largest_node_cpus=max(nodes, default=NODE_TO_COME_CPUS),
         most_actors=most_actors,
+        grows=len(nodes) != 1,  # one node alone is a single machine; an autoscaler's head runs no tasks
     )
 
 

@@ -22,7 +22,7 @@ class ActorShare:
         threads: what an actor may compute with. On a small machine an encoding actor gets more than it reserves,
             since reservations only have to leave room for the other stages. A projecting one doesn't: its parallel
             steps are so short that waiting for a thread whose core decodes costs more than the thread brings.
-        most: actors to scale up to.
+        most: actors to scale up to, never more than there are shards.
     """
 
     cpus: float
@@ -37,7 +37,8 @@ class Shares:
 
     Attributes:
         task_cpus: for a task that decodes, and for one that commits.
-        decode_tasks: at once; bounded, so that decoded shards don't pile up before a slower stage.
+        decode_tasks: at once; bounded, so that decoded shards don't pile up before a slower stage. On a cluster that
+            grows the bound is Ray Data's own: each stage's share of the CPUs and of the object store there are.
         encode: None where no space has a network: codes are then views, made while decoding.
         project: None for a reference.
     """
@@ -54,8 +55,10 @@ def share(
     *,
     network: bool,
     project: int,
+    shards: int,
     largest_node_cpus: float | None = None,
     most_actors: int | None = None,
+    grows: bool = False,
 ) -> Shares:
     """Shares a cluster.
 
@@ -64,12 +67,18 @@ def share(
     forever for CPUs that their own actors hold. For the same reason an encoding actor takes more than half a GPU and a
     projecting one a tenth: the projections of several jobs fit beside one encoder.
 
+    A cluster that grows is followed: a stage may have an actor a shard, each reserves what it computes with, and Ray
+    Data starts as many as fit into the stage's share of what is there, asks the autoscaler for what the slowest stage
+    lacks, ends those that have nothing to do, and halves its shares where a second job comes.
+
     Args:
         cpus, gpus: in the cluster.
         network: whether a space has a network.
         project: stages of projection: one, or one for each part of a reference; 0: none.
+        shards: left to compute.
         largest_node_cpus: an actor fits on one node; None: all CPUs are on one.
-        most_actors: actors a stage to scale up to, on a cluster that grows; None: what it has room for now.
+        most_actors: actors a stage to scale up to; None: what the cluster has room for.
+        grows: whether nodes may come and go.
     """
     stages = network + project
     task_cpus = min(1.0, cpus / 4)
@@ -77,18 +86,19 @@ def share(
     actor_cpus = float(int(by_cpu)) if by_cpu >= 1 else by_cpu
     if gpus:
         actor_cpus = min(actor_cpus, 1.0)  # the CPUs of a GPU node are for decoding
-    threads = max(1, int(min(4, largest_node_cpus or cpus) if cpus < 16 or gpus else actor_cpus))
+    spare = gpus or (cpus < 16 and not grows)
+    threads = max(1, int(min(4, largest_node_cpus or cpus) if spare else actor_cpus))
 
     def actors(portion: float, gpus_each: float, threads: int) -> ActorShare:
-        most = int(gpus) if gpus_each else int(cpus * portion / max(actor_cpus, threads))
-        return ActorShare(round(actor_cpus, 3), gpus_each, threads, most_actors or max(1, most))
+        room = shards if grows else int(gpus) if gpus_each else int(cpus * portion / max(actor_cpus, threads))
+        return ActorShare(round(actor_cpus, 3), gpus_each, threads, min(shards, most_actors or max(1, room)))
 
     encode = actors(0.4, 0.6 if gpus else 0.0, threads) if network else None
     alone = 1.0 if not network else 0.1
     own = max(1, int(actor_cpus))
     portion = (0.2 if network else 0.6) / max(1, project)
     projecting = actors(portion, alone / project if gpus else 0.0, own) if project else None
-    decode_tasks = max(2, int(cpus))
+    decode_tasks = shards if grows else min(shards, max(2, int(cpus)))
     if decode_tasks in {actor.most for actor in (encode, projecting) if actor}:
         decode_tasks += 1  # Ray Data fuses tasks into actors of the same number, and decoding would wait for a GPU
     return Shares(round(task_cpus, 3), decode_tasks, encode, projecting)

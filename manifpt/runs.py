@@ -20,6 +20,7 @@ from manifpt.planning import plan_artifacts, plan_reference
 from manifpt.reference import finish_bundle, library_versions
 from manifpt.shards import committed_shards, read_commits, write_rejected
 from manifpt.storage import is_local, join, normalize, store_of
+from manifpt.termination import grace
 
 __all__ = ["build_reference", "compute_artifacts", "index_images", "sample_config"]
 
@@ -70,7 +71,7 @@ def index_images(config: IndexConfig) -> dict[str, Any]:
 def build_reference(config: ReferenceConfig) -> dict[str, Any]:
     """Builds a reference bundle, or goes on where an earlier call stopped. Returns the summary."""
     plan, output = plan_reference(config)
-    summary = _execute(plan, output, config.max_rejected, config.max_actors)
+    summary = _execute(plan, output, config)
     bundle = finish_bundle(plan, output)
     return _finish(output, summary | {"reference_digest": bundle.digest, "images_in_reference": bundle.images})
 
@@ -78,7 +79,7 @@ def build_reference(config: ReferenceConfig) -> dict[str, Any]:
 def compute_artifacts(config: ArtifactsConfig) -> dict[str, Any]:
     """Computes artifact shards, or goes on where an earlier call stopped. Returns the summary."""
     plan, output = plan_artifacts(config)
-    summary = _execute(plan, output, config.max_rejected, config.max_actors)
+    summary = _execute(plan, output, config)
     summary = _finish(output, summary)
     if summary["shards_computed"] or store_of(output).stat(join(output, "preview.png")) is None:
         from manifpt.report.preview import draw_preview
@@ -87,12 +88,12 @@ def compute_artifacts(config: ArtifactsConfig) -> dict[str, Any]:
     return summary
 
 
-def _execute(plan: Plan, output: str, max_rejected: str, max_actors: int | None) -> dict[str, Any]:
+def _execute(plan: Plan, output: str, config: ArtifactsConfig | ReferenceConfig) -> dict[str, Any]:
     """Publishes the plan, computes the shards without a commit, and sums up all commits."""
     begin = time.monotonic()
-    budget = rejection_budget(max_rejected, plan.rows)
-    if max_actors is not None and max_actors < 1:
-        raise ConfigError(f"--max-actors must be at least 1, not {max_actors}.")
+    budget = rejection_budget(config.max_rejected, plan.rows)
+    if config.max_actors is not None and config.max_actors < 1:
+        raise ConfigError(f"--max-actors must be at least 1, not {config.max_actors}.")
     publish_plan(plan, output)
     store_of(output).clean(output)
     done = committed_shards(output) & set(range(plan.shards))
@@ -110,12 +111,13 @@ def _execute(plan: Plan, output: str, max_rejected: str, max_actors: int | None)
             event("shared_storage_needed", path=output, hint="every node must see this path; else use s3://")
         progress = Progress(plan.rows, images, rejected)
         try:
-            for commit in pipeline.run(plan, output, pending, max_actors):
-                computed += 1
-                progress.add(len(plan.rows_of(commit["shard"])), commit["rejected_images"])
-                rejected += commit["rejected_images"]
-                if rejected > budget:
-                    break
+            with grace():
+                for commit in pipeline.run(plan, output, pending, config.max_actors, config.gpu):
+                    computed += 1
+                    progress.add(len(plan.rows_of(commit["shard"])), commit["rejected_images"])
+                    rejected += commit["rejected_images"]
+                    if rejected > budget:
+                        break
             images_per_s, running_s = round(progress.images_per_s, 1), round(progress.running_s, 2)
         finally:
             progress.close()
@@ -230,5 +232,7 @@ def sample_config(config: ArtifactsConfig) -> ArtifactsConfig:
             )
         )  # fmt: skip
     reference = join(output, "reference")
-    build_reference(ReferenceConfig(manifest=paths["real"], output=reference, max_actors=config.max_actors))
+    build_reference(
+        ReferenceConfig(manifest=paths["real"], output=reference, max_actors=config.max_actors, gpu=config.gpu)
+    )
     return replace(config, manifest=paths["generated"], reference=reference, output=output)
