@@ -17,8 +17,9 @@ from manifpt.manifest import Manifest, write_manifest
 from manifpt.plan import Plan, publish_plan
 from manifpt.planning import plan_artifacts, plan_reference
 from manifpt.reference import finish_bundle, library_versions
-from manifpt.shards import committed_shards, read_commits, write_rejected
+from manifpt.shards import committed_shards, read_commits, reject_reasons, write_rejected
 from manifpt.storage import is_local, join, normalize, store_of
+from manifpt.telemetry import Telemetry
 
 __all__ = ["build_reference", "compute_artifacts", "index_images", "sample_config"]
 
@@ -107,11 +108,13 @@ def _execute(plan: Plan, output: str, max_rejected: str, max_actors: int | None)
         cluster.connect()
         if not cluster.on_one_node() and is_local(output):
             event("shared_storage_needed", path=output, hint="every node must see this path; else use s3://")
-        progress = Progress(plan.rows, images, rejected)
+        progress, telemetry = Progress(plan.rows, images, rejected), Telemetry()
+        telemetry.pending(len(pending))
         try:
             for commit in pipeline.run(plan, output, pending, max_actors):
                 computed += 1
                 progress.add(len(plan.rows_of(commit["shard"])), commit["rejected_images"])
+                telemetry.shard(commit["tally"], len(pending) - computed)
                 rejected += commit["rejected_images"]
                 if rejected > budget:
                     break
@@ -158,7 +161,7 @@ def _summary(plan: Plan, output: str, shards: set[int]) -> dict[str, Any]:
             for name, seconds in commit["seconds"].items():
                 stages[name] += seconds
             rejected += commit["rejected_images"]
-            reasons.update({image_id: reason for image_id, _, _, _, reason, _ in commit["rejected"]}.values())
+            reasons.update(reject_reasons(commit))
             for space, of_space in commit["statistics"].items():
                 for source, sums in of_space.items():
                     _merge(sources.setdefault(space, {}).setdefault(source, {}), sums)
