@@ -321,6 +321,8 @@ class ScanConfig:
     """The chance that a scan in which nothing has changed finds any drift."""
     max_actors: int | None = None
     """Actors a stage may scale up to, on a cluster that grows. Default: what it has room for now."""
+    gpu: bool = False
+    """Use GPUs though the cluster has none yet: its autoscaler brings them. Where it has some, they are used anyway."""
     alerts: AlertSection = dataclasses.field(default_factory=dict)
 
 

@@ -6,6 +6,7 @@ shard numbers -> decode (tasks) -> encode (actors) -> project (actors) -> commit
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import warnings
@@ -30,6 +31,7 @@ from manifpt.plan import Plan
 from manifpt.projecting import Projecting
 from manifpt.reader import ArtifactReader
 from manifpt.resources import ActorShare, Shares, share
+from manifpt.shards import tally
 
 __all__ = ["artifact_rows", "run", "run_tasks", "view_rows"]
 
@@ -40,7 +42,7 @@ logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 def run(
     plan: Plan, output: str, shards: Sequence[int], most_actors: int | None = None, gpu: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Computes shards and yields `{"shard", "rejected_images"}` as each is committed, in no promised order.
+    """Computes shards and yields `{"shard", "rejected_images", "tally"}` as each is committed, in no promised order.
 
     Args:
         plan: what to compute.
@@ -90,7 +92,11 @@ def run(
             for row in pa.table(batch).to_pylist():
                 if row["error"]:
                     raise _ERRORS[row["error"]](row["detail"])
-                yield {"shard": row["shard"], "rejected_images": row["rejected_images"]}
+                yield {
+                    "shard": row["shard"],
+                    "rejected_images": row["rejected_images"],
+                    "tally": json.loads(row["tally"]),
+                }
     except ray.exceptions.RayError as error:
         raise _told(error) from error
 
@@ -324,6 +330,12 @@ class _Begun:
         return self._found
 
 
+_BRIEF = pa.schema([
+    ("shard", pa.int64()), ("rejected_images", pa.int64()), ("tally", pa.string()), ("error", pa.string()),
+    ("detail", pa.string()),
+])  # fmt: skip
+
+
 def _committing(task: str) -> Callable[[Plan, str, stages.Shard], dict[str, Any]]:
     if task == "attributions":
         from manifpt.monitoring.attributing import commit_attributions
@@ -338,10 +350,11 @@ def _commit(batch: pa.Table, plan: Plan, s3: dict[str, str], output: str) -> pa.
 
     def work(shard: stages.Shard) -> stages.Shard:
         done = commit(plan, output, shard)
-        brief = {"shard": [done["shard"]], "rejected_images": [done["rejected_images"]], "error": [""], "detail": [""]}
-        return {"brief": pa.table(brief)}
+        told = {"shard": done["shard"], "rejected_images": done["rejected_images"]}
+        told |= {"tally": json.dumps(tally(done, plan.task)), "error": "", "detail": ""}
+        return {"brief": pa.Table.from_pylist([told], schema=_BRIEF)}
 
     found = unpack(_step(batch, s3, work)["shard"].chunk(0)[0].as_buffer())
     if "error" not in found:
         return found["brief"]
-    return pa.table(found["error"]).append_column("shard", [[-1]]).append_column("rejected_images", [[0]])
+    return pa.Table.from_pylist(found["error"].to_pylist(), schema=_BRIEF)

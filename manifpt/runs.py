@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -10,17 +11,17 @@ from dataclasses import replace
 from typing import Any
 
 from manifpt.alterations import NONE
+from manifpt.computing import Computing, check_actors
 from manifpt.config import ArtifactsConfig, IndexConfig, ReferenceConfig, rejection_budget
 from manifpt.errors import ConfigError, TooManyRejected
 from manifpt.indexing import IndexOptions, index
-from manifpt.log import Progress, event
+from manifpt.log import event
 from manifpt.manifest import Manifest, write_manifest
 from manifpt.plan import Plan, publish_plan
 from manifpt.planning import plan_artifacts, plan_reference
 from manifpt.reference import finish_bundle, library_versions
-from manifpt.shards import committed_shards, read_commits, write_rejected
-from manifpt.storage import is_local, join, normalize, store_of
-from manifpt.termination import grace
+from manifpt.shards import committed_shards, read_commits, reject_reasons, write_rejected
+from manifpt.storage import join, normalize, store_of
 
 __all__ = ["build_reference", "compute_artifacts", "index_images", "sample_config"]
 
@@ -92,8 +93,7 @@ def _execute(plan: Plan, output: str, config: ArtifactsConfig | ReferenceConfig)
     """Publishes the plan, computes the shards without a commit, and sums up all commits."""
     begin = time.monotonic()
     budget = rejection_budget(config.max_rejected, plan.rows)
-    if config.max_actors is not None and config.max_actors < 1:
-        raise ConfigError(f"--max-actors must be at least 1, not {config.max_actors}.")
+    check_actors(config.max_actors)
     publish_plan(plan, output)
     store_of(output).clean(output)
     done = committed_shards(output) & set(range(plan.shards))
@@ -104,23 +104,14 @@ def _execute(plan: Plan, output: str, config: ArtifactsConfig | ReferenceConfig)
     images = sum(len(plan.rows_of(shard)) for shard in done)
     computed, images_per_s, running_s = 0, None, 0.0
     if pending and rejected <= budget:
-        from manifpt import cluster, pipeline  # Ray costs a second, and a finished run doesn't need it
-
-        cluster.connect()
-        if not cluster.on_one_node() and is_local(output):
-            event("shared_storage_needed", path=output, hint="every node must see this path; else use s3://")
-        progress = Progress(plan.rows, images, rejected)
-        try:
-            with grace():
-                for commit in pipeline.run(plan, output, pending, config.max_actors, config.gpu):
-                    computed += 1
-                    progress.add(len(plan.rows_of(commit["shard"])), commit["rejected_images"])
-                    rejected += commit["rejected_images"]
-                    if rejected > budget:
-                        break
-            images_per_s, running_s = round(progress.images_per_s, 1), round(progress.running_s, 2)
-        finally:
-            progress.close()
+        computing = Computing(plan, output, pending, images, rejected, config.max_actors, config.gpu)
+        with contextlib.closing(computing.commits()) as commits:
+            for commit in commits:
+                computed += 1
+                rejected += commit["rejected_images"]
+                if rejected > budget:
+                    break
+        images_per_s, running_s = computing.images_per_s, computing.running_s
     committed = committed_shards(output) & set(range(plan.shards))
     summary = _summary(plan, output, committed) | {
         "shards_computed": computed,
@@ -161,7 +152,7 @@ def _summary(plan: Plan, output: str, shards: set[int]) -> dict[str, Any]:
             for name, seconds in commit["seconds"].items():
                 stages[name] += seconds
             rejected += commit["rejected_images"]
-            reasons.update({image_id: reason for image_id, _, _, _, reason, _ in commit["rejected"]}.values())
+            reasons.update(reject_reasons(commit))
             for space, of_space in commit["statistics"].items():
                 for source, sums in of_space.items():
                     _merge(sources.setdefault(space, {}).setdefault(source, {}), sums)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
@@ -25,7 +26,7 @@ from manifpt.errors import ConfigError
 from manifpt.storage import join, store_of
 
 __all__ = ["REJECTED_COLUMNS", "Rejected", "commit_shard", "committed_shards", "part_path", "read_commits", "read_part",
-           "write_rejected"]  # fmt: skip
+           "reject_reasons", "tally", "write_rejected"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,37 @@ def read_commits(output: str, shards: Sequence[int]) -> Iterator[dict[str, Any]]
     with ThreadPoolExecutor(16) as pool:
         for start in range(0, len(shards), 256):  # a million commits must not be in memory at once
             yield from pool.map(read, shards[start : start + 256])
+
+
+def reject_reasons(commit: Mapping[str, Any]) -> Counter[str]:
+    """Rejected images of a commit by reason; an image that two spaces reject counts once."""
+    return Counter({image_id: reason for image_id, _, _, _, reason, _ in commit["rejected"]}.values())
+
+
+def tally(commit: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """What a commit says in few numbers, for `manifpt.telemetry`.
+
+    Args:
+        commit: of `commit_shard`.
+        task: of its plan: `artifacts`, `reference` or `attributions`.
+
+    Returns:
+        `images`: by status and source; `reasons`: rejected images by reason; `seconds`: by stage.
+    """
+    by_group: dict[str, dict[str, dict[str, float]]] = commit["statistics"]
+    images: dict[str, Counter[str]] = {}
+    if task == "attributions":
+        images = {
+            verdict: Counter({s: int(f["images"]) for s, f in found.items()}) for verdict, found in by_group.items()
+        }
+    elif task == "reference":
+        images["done"] = Counter(real=max((part["rows"] for part in commit["parts"].values()), default=0))
+    else:
+        images["done"] = Counter()
+        for found in by_group.values():  # an image has a row in each space
+            images["done"] |= Counter({source: int(sums["images"]) for source, sums in found.items()})
+    images["rejected"] = Counter({image_id: source for image_id, _, source, _, _, _ in commit["rejected"]}.values())
+    return {"images": images, "reasons": reject_reasons(commit), "seconds": commit["seconds"]}
 
 
 def write_rejected(output: str, commits: Iterator[dict[str, Any]]) -> None:

@@ -89,7 +89,7 @@ def _merge(runs: list[pa.RecordBatch], key: str) -> Iterator[pa.Table]:
 def _place(column: pa.Array, value: str, start: int = 0, after: bool = False) -> int:
     """Where a value belongs in a sorted column: before its equals, or after them."""
     find = bisect.bisect_right if after else bisect.bisect_left
-    return find(range(len(column)), value, lo=start, key=lambda row: column[row].as_py())  # type: ignore[call-overload]
+    return find(range(len(column)), value, lo=start, key=lambda row: column[row].as_py())
 
 
 def _unified(schemas: list[pa.Schema]) -> pa.Schema:

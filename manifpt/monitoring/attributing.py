@@ -16,6 +16,8 @@ An image's verdict is one of
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -139,4 +141,14 @@ def commit_attributions(plan: Plan, output: str, shard: Shard) -> dict[str, Any]
     }
     table = artifact_table(shard["verdicts"], None, (), metadata)
     # Every window continues the numbers of the one before, so that all are one table.
-    return commit(output, shard, {f"{PARTS}/part-{number:05d}.parquet": table})
+    return commit(output, shard, {f"{PARTS}/part-{number:05d}.parquet": table}, _statistics)
+
+
+def _statistics(parts: Mapping[str, pa.Table]) -> dict[str, dict[str, dict[str, float]]]:
+    """Images by verdict and source, as `manifpt.shards.tally` counts them."""
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    for table in parts.values():
+        told = zip(table["verdict"].to_pylist(), table["source"].to_pylist(), strict=True)
+        for (verdict, source), images in Counter(told).items():
+            out.setdefault(verdict, {})[source or ""] = {"images": images}
+    return out

@@ -23,6 +23,7 @@ __all__ = ["TESTS", "Counts", "Finding", "Sample", "drift", "holm", "stability_i
 TESTS = ("norms", "features", "shares", "unknown", "inconclusive", "rejected")
 
 _MOST_IMAGES = 2000  # of a sample that norms and features are compared on: the work grows with its square
+_PERMUTATIONS = 999
 _LEAST_LEVEL = 1e-3  # permutations, and with them time, grow with its inverse
 
 
@@ -145,7 +146,7 @@ def drift(baseline: Sample, window: Sample, before: Counts, now: Counts, level: 
     """
     if not _LEAST_LEVEL <= level < 1:
         raise ConfigError(f"A drift level of {level} is none; use 0.05, or as little as {_LEAST_LEVEL}.")
-    permutations = math.ceil(10 * len(TESTS) / level) - 1  # so that Holm's smallest p-value is a tenth of the level
+    permutations = max(_PERMUTATIONS, math.ceil(2 * len(TESTS) / level) - 1)  # so that Holm's smallest is half of it
     found = _of_samples(baseline, window, permutations, seed)
     shares = _shares(before.sources, now.sources, permutations, seed)
     found += [shares] if shares else []

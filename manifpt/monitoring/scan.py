@@ -18,9 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from manifpt.computing import Computing, check_actors
 from manifpt.config import ScanConfig
 from manifpt.errors import ConfigError
-from manifpt.log import Progress, event
+from manifpt.log import event
 from manifpt.monitoring.alerts import Alert
 from manifpt.monitoring.inventory import merge_inventory
 from manifpt.monitoring.lease import Lease, Taken, held
@@ -29,7 +30,8 @@ from manifpt.monitoring.settings import Settings, read_settings
 from manifpt.monitoring.windows import Window, open_window, plan_window, record_inventory, window_folder
 from manifpt.plan import publish_facts
 from manifpt.shards import committed_shards, read_commits
-from manifpt.storage import is_local, join, store_of
+from manifpt.storage import join, store_of
+from manifpt.telemetry import Telemetry
 
 __all__ = ["scan"]
 
@@ -43,17 +45,18 @@ def scan(config: ScanConfig) -> dict[str, Any]:
         ConfigError: what is missing, or doesn't fit together.
         WorkerError: a worker died again and again.
     """
+    check_actors(config.max_actors)
     settings = read_settings(config)
     publish_facts(join(settings.output, "scan-plan.json"), settings.facts(), "scan")
     try:
         with held(settings.output) as lease:
-            return _scan(settings, lease, config.max_actors)
+            return _scan(settings, lease, config)
     except Taken as taken:
         event("scan_skipped", why=taken)
         return {"status": "skipped", "why": str(taken)}
 
 
-def _scan(settings: Settings, lease: Lease, max_actors: int | None) -> dict[str, Any]:
+def _scan(settings: Settings, lease: Lease, config: ScanConfig) -> dict[str, Any]:
     begin, began_s = time.monotonic(), time.time()
     output, template = settings.output, settings.template
     store_of(output).clean(output)
@@ -66,7 +69,7 @@ def _scan(settings: Settings, lease: Lease, max_actors: int | None) -> dict[str,
     ended = []
     if last is not None and last.result is None:
         event("window_resumed", window=last.number, images=last.plan.rows if last.plan else 0)
-        ended.append(_end(last, settings, max_actors))
+        ended.append(_end(last, settings, config))
     skipped: Counter[str] = Counter()
     template = replace(template, first_shard=last.next_shard if last is not None else 0)
     new = plan_window(settings.inputs, output, number + 1, template, began_s, skipped)
@@ -74,7 +77,7 @@ def _scan(settings: Settings, lease: Lease, max_actors: int | None) -> dict[str,
     if new is None and last is None:
         raise ConfigError(f"There is nothing at {', '.join(settings.inputs)} yet; check the path, or scan again later.")
     if new is not None:
-        ended.append(_end(new, settings, max_actors))
+        ended.append(_end(new, settings, config))
     results = _results(output, new.number if new is not None else number)
     fresh = [result for result in results if result["window"] > state.get("window", 0)]  # also of a scan that died late
     state = {
@@ -105,10 +108,10 @@ def _state(output: str) -> dict[str, Any]:
     return found
 
 
-def _end(window: Window, settings: Settings, max_actors: int | None) -> dict[str, Any]:
+def _end(window: Window, settings: Settings, config: ScanConfig) -> dict[str, Any]:
     """Brings a window to its result: once, whoever else tries."""
     if window.plan is not None:
-        _attribute(window, max_actors)
+        _attribute(window, config)
     earlier = _results(window.output, window.number - 1)
     result = window_result(window, settings, earlier)
     record_inventory(window)
@@ -120,26 +123,17 @@ def _end(window: Window, settings: Settings, max_actors: int | None) -> dict[str
     return result
 
 
-def _attribute(window: Window, max_actors: int | None) -> None:
+def _attribute(window: Window, config: ScanConfig) -> None:
     """Computes the shards of a window that have no commit."""
     assert window.plan is not None
     plan, output = window.plan, window.output
     done = committed_shards(output) & set(plan.numbers)
     pending = [number for number in plan.numbers if number not in done]
-    if not pending:
-        return
-    from manifpt import cluster, pipeline  # Ray costs a second, and a scan of nothing new doesn't need it
-
-    cluster.connect()
-    if not cluster.on_one_node() and is_local(output):
-        event("shared_storage_needed", path=output, hint="every node must see this path; else use s3://")
-    rejected = sum(commit["rejected_images"] for commit in read_commits(output, sorted(done)))
-    progress = Progress(plan.rows, sum(len(plan.rows_of(number)) for number in done), rejected)
-    try:
-        for commit in pipeline.run(plan, output, pending, max_actors):
-            progress.add(len(plan.rows_of(commit["shard"])), commit["rejected_images"])
-    finally:
-        progress.close()
+    if pending:
+        rejected = sum(commit["rejected_images"] for commit in read_commits(output, sorted(done)))
+        images = sum(len(plan.rows_of(number)) for number in done)
+        for _ in Computing(plan, output, pending, images, rejected, config.max_actors, config.gpu).commits():
+            pass
 
 
 def _results(output: str, last: int) -> list[dict[str, Any]]:
@@ -154,7 +148,12 @@ def _publish(
     settings: Settings, results: Sequence[Mapping[str, Any]], fresh: Sequence[Mapping[str, Any]], state: dict[str, Any]
 ) -> None:
     """Alerts, report and, last, the state: until it is there, the next scan publishes the same again."""
-    output = settings.output
+    output, telemetry = settings.output, Telemetry()
+    for result in fresh:
+        telemetry.drift({finding["name"]: finding["adjusted"] for finding in result["findings"]})
+        for alert in result["alerts"]:
+            telemetry.alert(alert["rule"], alert["severity"])
+    telemetry.watermark(state["watermark_s"], output.rpartition("/")[2])
     _add_alerts(output, [alert for result in fresh for alert in alerts_in(result)])
     if fresh:
         from manifpt.report.scan import write_scan_report  # matplotlib, only where there is something new to draw

@@ -14,9 +14,9 @@ BEAT_S, DEAD_AFTER_S = 0.05, 0.4
 
 
 def test_of_two_scans_one_works_and_the_other_says_so(tmp_path: Path) -> None:
-    with held(str(tmp_path), BEAT_S, DEAD_AFTER_S), pytest.raises(Taken, match="Another scan works"):
-        with held(str(tmp_path), BEAT_S, DEAD_AFTER_S):
-            pass
+    again = held(str(tmp_path), BEAT_S, DEAD_AFTER_S)
+    with held(str(tmp_path), BEAT_S, DEAD_AFTER_S), pytest.raises(Taken, match="Another scan works"), again:
+        pass
 
 
 def test_a_lease_that_was_let_go_is_free_at_once(tmp_path: Path) -> None:
