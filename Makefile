@@ -3,8 +3,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet pyproject.toml --extra timm --extra pretrain \
+  --constraints .venv/tested.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+  --generate-hashes --no-emit-index-url --no-annotate
 
-.PHONY: demo test bench lint format
+.PHONY: demo test bench lint lock format
 
 demo: $(INSTALLED)
 	$(BIN)/python jobs/compute_artifacts.py
@@ -19,6 +22,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The versions that the tests ran with, of a Linux machine with Python 3.11. UV_TORCH_BACKEND=cpu before `make lock` takes
+# PyTorch's builds without CUDA, which are not on PyPI: they are installed from PyTorch's own index.
+lock: $(INSTALLED)
+	$(BIN)/python -m pip list --format=freeze --exclude-editable >.venv/tested.txt
+	echo faiss-gpu >.venv/not-on-cpu.txt
+	$(LOCK) --output-file cluster/requirements-cuda.txt
+	echo "faiss-cpu>=1.9" | $(LOCK) - --excludes .venv/not-on-cpu.txt --output-file cluster/requirements-cpu.txt
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
