@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +76,20 @@ def test_the_two_differ_in_faiss_and_in_what_it_needs_of_cuda_alone() -> None:
 def test_a_lock_names_no_place_to_install_from(name: str) -> None:
     lines = (ROOT / "cluster" / name).read_text().splitlines()
     assert not [line for line in lines if "://" in line or line.startswith("-") or " @ " in line]
+
+
+def test_the_bill_of_materials_lists_every_locked_package_with_its_hashes(tmp_path: Path) -> None:
+    target = tmp_path / "sbom-cuda.json"
+    bin_folder = Path(sys.executable).parent
+    command = ["make", "--old-file", ".venv/installed", f"BIN={bin_folder}", f"DIST={tmp_path}", str(target)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    document = json.loads(target.read_text())
+    assert (document["bomFormat"], document["metadata"]["component"]["name"]) == ("CycloneDX", "manifpt")
+    components = {component["name"]: component for component in document["components"]}
+    packages = locked(CUDA)
+    assert {package: component["version"] for package, component in components.items()} == {
+        package: version for package, (version, _) in packages.items()
+    }
+    for package, (_, options) in packages.items():
+        hashes = components[package]["externalReferences"][0]["hashes"]
+        assert {each["content"] for each in hashes} == {option.rpartition(":")[2] for option in options}
