@@ -188,6 +188,7 @@ def test_no_such_bucket_and_wrong_keys(workplace: Path, s3: dict[str, str]) -> N
     result = job("index_images", "--input", "s3://no-such-bucket-here/x", "--output", workplace / "x.parquet", env=s3)
     assert result.returncode == 2
     assert "There is no bucket 'no-such-bucket-here'" in result.stderr
+    # pragma: allowlist nextline secret  # a wrong one is what this is about
     wrong = {**s3, "AWS_SECRET_ACCESS_KEY": "wrong"}
     result = job("index_images", "--input", f"s3://{BUCKET}/bad-input", "--output", workplace / "x.parquet", env=wrong)
     assert result.returncode == 2, result.stderr
