@@ -37,6 +37,8 @@ __all__ = ["artifact_rows", "run", "run_tasks", "view_rows"]
 
 # Its errors reach us as exceptions, its progress as ours; the full story is in Ray's own log files.
 logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+# A limit above the number of shards is meant: see `decode_tasks` in `resources.share`.
+warnings.filterwarnings("ignore", "The maximum number of concurrent tasks", module="ray.data")
 
 
 def run(

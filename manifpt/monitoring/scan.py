@@ -21,6 +21,7 @@ from typing import Any
 from manifpt.computing import Computing, check_actors
 from manifpt.config import ScanConfig
 from manifpt.errors import ConfigError
+from manifpt.indexing import entries
 from manifpt.log import event
 from manifpt.monitoring.alerts import Alert
 from manifpt.monitoring.inventory import merge_inventory
@@ -47,7 +48,10 @@ def scan(config: ScanConfig) -> dict[str, Any]:
     """
     check_actors(config.max_actors)
     settings = read_settings(config)
-    publish_facts(join(settings.output, "scan-plan.json"), settings.facts(), "scan")
+    plan_uri = join(settings.output, "scan-plan.json")
+    if store_of(settings.output).stat(plan_uri) is None and not _is_anything(settings.inputs):
+        raise ConfigError(f"There is nothing at {', '.join(settings.inputs)} yet; check the path, or scan again later.")
+    publish_facts(plan_uri, settings.facts(), "scan")
     try:
         with held(settings.output) as lease:
             return _scan(settings, lease, config)
@@ -74,15 +78,13 @@ def _scan(settings: Settings, lease: Lease, config: ScanConfig) -> dict[str, Any
     template = replace(template, first_shard=last.next_shard if last is not None else 0)
     new = plan_window(settings.inputs, output, number + 1, template, began_s, skipped)
     event("listed", new=new.objects if new else {}, seconds=time.monotonic() - begin)
-    if new is None and last is None:
-        raise ConfigError(f"There is nothing at {', '.join(settings.inputs)} yet; check the path, or scan again later.")
     if new is not None:
         ended.append(_end(new, settings, config))
     results = _results(output, new.number if new is not None else number)
     fresh = [result for result in results if result["window"] > state.get("window", 0)]  # also of a scan that died late
     state = {
         "status": "done",
-        "window": results[-1]["window"],
+        "window": results[-1]["window"] if results else 0,
         "windows_ended": [result["window"] for result in ended],
         "watermark_s": max(began_s, state.get("watermark_s", 0.0)),  # clocks are set back
         "images": sum(result["images"] for result in ended),
@@ -98,6 +100,10 @@ def _scan(settings: Settings, lease: Lease, config: ScanConfig) -> dict[str, Any
         return state
     _publish(settings, results, fresh, state)
     return state
+
+
+def _is_anything(inputs: Sequence[str]) -> bool:
+    return any(True for uri in inputs for _ in entries(uri, Counter(), may_be_empty=True))
 
 
 def _state(output: str) -> dict[str, Any]:

@@ -39,7 +39,6 @@ def write_scan_report(settings: Settings, results: Sequence[Mapping[str, Any]]) 
         results: of its windows, oldest first, at least one.
     """
     last = results[-1]
-    calibration = _calibration(settings.template.attributor_uri)
     facts = [
         ("Input", ", ".join(plain(uri, 200) for uri in settings.inputs)),
         ("Last window", f"{last['window']:05d}, {last['began']}"),
@@ -51,7 +50,7 @@ def write_scan_report(settings: Settings, results: Sequence[Mapping[str, Any]]) 
         Section("Windows", (_WINDOWS,), (_windows(results), _shares_figure(results))),
         Section("What has changed", (_CHANGED,), tuple(_changes(results))),
         Section("Newcomers", (_NEWCOMERS,), tuple(_newcomers(settings, last))),
-        Section("How far to believe it", (_BELIEF,), tuple(_belief(calibration, last))),
+        Section("How far to believe it", (_BELIEF,), tuple(_belief(settings.template.attributor_uri, last))),
     ]
     page = render_page("Monitoring scan", facts, sections, "")
     store_of(settings.output).write(join(settings.output, "report.html"), page)
@@ -207,21 +206,20 @@ def _strip(pictures: Sequence[np.ndarray]) -> bytes:
     return sink.getvalue()
 
 
-def _calibration(attributor_uri: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(store_of(attributor_uri).read(join(attributor_uri, "calibration.json")))
-    return found
-
-
-def _belief(calibration: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[Table | Figure]:
+def _belief(attributor_uri: str, last: Mapping[str, Any]) -> Iterator[Table | Figure]:
+    calibration = json.loads(store_of(attributor_uri).read(join(attributor_uri, "calibration.json")))
     unknown = calibration["unknown"]
     rows = (
         ("calibration error on test images (ECE)", calibration["calibration_error"]),
         ("the same, before calibration", calibration["calibration_error_uncalibrated"]),
         ("score of unknownness", unknown["score"]),
         ("known images to be called unknown, as chosen", unknown["rate"]),
-        ("known test images called unknown", unknown["rate_on_test"]),
+        ("known test images called unknown", unknown["measured_rate"]),
     )
     yield Table("The attributor", ("what", "value"), rows)
+    picture = store_of(attributor_uri).read(join(attributor_uri, "calibration.png"))
+    text = "Share of test images whose most probable source is right, by its probability, before and after calibration."
+    yield Figure("calibration", "Reliability of the attributor's probabilities", text, picture)
     reasons = tuple((name, count) for name, count in last["inconclusive_reasons"].items())
     yield Table("Why images of the last window are inconclusive", ("reason", "images"), reasons)
     rejects = tuple((name, count) for name, count in last["rejected_reasons"].items())

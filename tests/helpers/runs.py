@@ -12,20 +12,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from manifpt import cluster, pipeline
+from manifpt import cluster, distributed, pipeline
 from manifpt.alterations import NONE
-from manifpt.artifacts import artifact_table, parquet_bytes, tensor_column
+from manifpt.artifacts import artifact_table, parquet_bytes, tensor_column, to_numpy
+from manifpt.attributor.examples import Part
 from manifpt.attributor.features import FeatureStatistics
 from manifpt.attributor.openset import OpenSet
 from manifpt.config import IndexConfig, ReferenceConfig
 from manifpt.estimates import Estimate
+from manifpt.monitoring.attributing import Attributing, commit_attributions
 from manifpt.plan import Plan, publish_plan
 from manifpt.projecting import Projecting
+from manifpt.reader import ArtifactReader
 from manifpt.runs import build_reference, index_images
-from manifpt.shards import commit_shard, part_path
+from manifpt.shards import commit_shard, part_path, tally
 from manifpt.spaces import SpaceSpec
-from manifpt.stages import Encoder, commit_artifacts, commit_codes, decode_rows
+from manifpt.stages import Encoder, Shard, commit_artifacts, commit_codes, decode_rows
 from tests.helpers.images import sample_files, write_files
+from tests.helpers.workers import LoneWorker
 
 SHAPE = (3, 4, 4)
 
@@ -131,20 +135,55 @@ def sample_reference(folder: Path, reals: int, sources: Mapping[str, int]) -> st
 
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
-    """`manifpt.runs` then computes in this process, stage by stage."""
+    """Runs, scans and references then compute in this process, stage by stage."""
 
-    def run(plan: Plan, output: str, shards: Sequence[int], most_actors: int | None = None) -> Iterator[dict[str, Any]]:
-        projecting = [Projecting(plan, share=share) for share in range(plan.reference_shards if is_run(plan) else 0)]
+    def run(
+        plan: Plan, output: str, shards: Sequence[int], most_actors: int | None = None, gpu: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        stages: list[Callable[[Shard], Shard]] = []
+        commit = {"artifacts": commit_artifacts, "reference": commit_codes, "attributions": commit_attributions}
+        if plan.task == "attributions":
+            stages = [Attributing(plan)]
+        elif plan.task == "artifacts":
+            stages = [Projecting(plan, share=share) for share in range(plan.reference_shards)]
         for number in shards:
             shard = Encoder(plan.spaces)(decode_rows(plan, number))
-            for stage in projecting:
+            for stage in stages:
                 shard = stage(shard)
-            yield (commit_artifacts if is_run(plan) else commit_codes)(plan, output, shard)
+            done = commit[plan.task](plan, output, shard)
+            yield done | {"tally": tally(done, plan.task)}
 
     patch.setattr(cluster, "connect", lambda: None)
     patch.setattr(cluster, "on_one_node", lambda: True)
     patch.setattr(pipeline, "run", run)
 
 
-def is_run(plan: Plan) -> bool:
-    return plan.task == "artifacts"
+def trained_without_ray(patch: pytest.MonkeyPatch) -> None:
+    """`train_attributor` then trains in this process."""
+
+    class Reading(LoneWorker):
+        def __init__(self, columns: dict[str, np.ndarray], folder: Path) -> None:
+            super().__init__(folder)
+            self._columns = columns
+
+        def columns(self) -> dict[str, np.ndarray]:
+            return self._columns
+
+    def rows(parts: Mapping[str, Sequence[Part]], space: str, task_cpus: float) -> dict[str, np.ndarray]:
+        found = [
+            (ArtifactReader(run, space).read(part.shard, part.place_n), part)
+            for run, of in parts.items()
+            for part in of
+        ]
+        return {
+            "artifact": np.concatenate([to_numpy(table["artifact"]) for table, _ in found]),
+            "label": np.concatenate([part.label_n for _, part in found]),
+            "row": np.concatenate([part.row_n for _, part in found]),
+        }
+
+    def workers(train: Callable[..., None], job: Any, output: str, shares: Any, columns: dict[str, np.ndarray]) -> None:
+        train(Reading(columns, Path(output) / "checkpoints"), job)
+
+    patch.setattr(cluster, "cluster", lambda: (1.0, 0.0, 1))
+    patch.setattr(pipeline, "artifact_rows", rows)
+    patch.setattr(distributed, "run_workers", workers)

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from manifpt import pipeline, storage
+from manifpt.errors import ConfigError
+from manifpt.monitoring import lease
+from manifpt.monitoring.scan import scan
+from manifpt.monitoring.settings import read_settings
+from tests.helpers.images import encoded, picture, write_files
+from tests.helpers.runs import without_ray
+from tests.helpers.scans import HIDDEN, attributions, config_of, make_attributor, new_files
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scan")
+    make_attributor(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Ray, shards of 16 images, and a lease whose holder is dead in half a second."""
+    without_ray(monkeypatch)
+    monkeypatch.setattr("manifpt.monitoring.settings.auto_shard_rows", lambda view_bytes: 16)
+    monkeypatch.setattr(lease.held.__wrapped__, "__defaults__", (0.1, 0.5))
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Path:
+    write_files(new_files(10), tmp_path / "bucket")
+    return tmp_path / "bucket"
+
+
+def ids(table: pa.Table) -> list[str]:
+    return table["image_id"].to_pylist()
+
+
+def test_a_scan_says_something_of_every_new_image_once(made: Path, bucket: Path, tmp_path: Path) -> None:
+    (bucket / "notes.txt").write_text("no image")
+    (bucket / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    output = tmp_path / "scans"
+    state = scan(config_of(made, output, bucket))
+    table = attributions(output)
+    assert ids(table) == sorted(str(path) for path in bucket.glob("*-*.png"))
+    assert (state["images"], state["rejected"], state["skipped"]) == (41, 1, {"txt": 1})
+    assert set(table["verdict"].to_pylist()) <= {"attributed", "unknown", "inconclusive"}
+    is_attributed = np.array([verdict == "attributed" for verdict in table["verdict"].to_pylist()])
+    assert (table["source"].is_valid().to_numpy() == is_attributed).all()
+    is_inconclusive = np.array([verdict == "inconclusive" for verdict in table["verdict"].to_pylist()])
+    assert (table["reason"].is_valid().to_numpy() == is_inconclusive).all()
+    named = [Path(i).name.split("-")[0] for i in ids(table)]
+    right = np.array([source == label for source, label in zip(named, table["label"].to_pylist(), strict=True)])
+    assert right.mean() > 0.5, "the attributor has learned something"
+    again = scan(config_of(made, output, bucket))
+    assert (again["images"], again["windows_ended"], again["window"]) == (0, [], 1)
+    assert attributions(output).equals(table)
+    rejected = pq.read_table(output / "windows" / "00001" / "rejected.parquet").to_pylist()
+    assert [(Path(row["image_id"]).name, row["reason"]) for row in rejected] == [("broken.png", "truncated")]
+    assert b"broken" not in (output / "report.html").read_bytes(), "rejected images are counted, not listed"
+
+
+def test_new_changed_and_deleted_objects_are_told_apart(made: Path, bucket: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scans"
+    scan(config_of(made, output, bucket))
+    before = attributions(output)
+    files = sorted(bucket.iterdir())
+    files[0].unlink()
+    files[1].write_bytes(files[2].read_bytes())
+    write_files(new_files(3, start=10), bucket)
+    state = scan(config_of(made, output, bucket))
+    result = json.loads((output / "windows" / "00002" / "window.json").read_text())
+    assert result["objects"] == {"new": 12, "changed": 1, "gone": 1}
+    assert state["images"] == 13
+    table = attributions(output)
+    assert table.slice(0, len(before)).equals(before), "what was said stays"
+    assert str(files[1]) in ids(table.slice(len(before)))
+    files[0].write_bytes(files[3].read_bytes())
+    assert scan(config_of(made, output, bucket))["images"] == 1, "what comes back is new"
+
+
+def test_only_deleted_objects_make_a_window_without_images(made: Path, bucket: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scans"
+    scan(config_of(made, output, bucket))
+    next(bucket.iterdir()).unlink()
+    state = scan(config_of(made, output, bucket))
+    assert (state["window"], state["images"]) == (2, 0)
+    write_files(new_files(1, start=20), bucket)
+    assert scan(config_of(made, output, bucket))["images"] == 4
+    assert len(attributions(output)) == 44
+
+
+class _Killed(BaseException):
+    """As SIGKILL: nothing that catches errors sees it, and no code of ours runs after it."""
+
+
+def killed_at(effect: int, patch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """From now on, the process dies before its n-th effect on storage, and every later one fails too."""
+    done = 0
+
+    def counted(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Any, uri: str, *rest: Any, **more: Any) -> Any:
+            nonlocal done
+            if "/lease/" not in uri:
+                done += 1
+            if done > effect:
+                raise _Killed
+            return method(self, uri, *rest, **more)
+
+        return call
+
+    for name in ("create", "write", "remove"):
+        patch.setattr(storage.LocalStore, name, counted(getattr(storage.LocalStore, name)))
+    upload = storage.LocalStore.upload
+    patch.setattr(storage.LocalStore, "upload", lambda self, path, uri: counted(upload_to(upload, path))(self, uri))
+    return lambda: done
+
+
+def upload_to(upload: Callable[..., Any], path: Path) -> Callable[..., Any]:
+    return lambda self, uri: upload(self, path, uri)
+
+
+def test_killed_before_any_of_its_effects_and_run_again_nothing_is_lost_and_nothing_twice(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket, undisturbed = tmp_path / "bucket", tmp_path / "undisturbed"
+
+    def waves(output: Path, kill: Callable[[int], None]) -> None:
+        shutil.rmtree(bucket, ignore_errors=True)
+        for wave in range(2):
+            write_files(new_files(6, start=6 * wave), bucket)
+            kill(wave)
+            scan(config_of(made, output, bucket))
+
+    waves(undisturbed, lambda wave: None)
+    with pytest.MonkeyPatch.context() as patch:
+        count = killed_at(10**6, patch)
+        shutil.rmtree(bucket)
+        write_files(new_files(6), bucket)
+        scan(config_of(made, tmp_path / "counted", bucket))
+        effects = count()
+    assert effects > 8
+
+    for number, effect in enumerate(range(0, effects, max(1, effects // 10))):
+        output = tmp_path / f"killed-{number}"
+
+        def kill(wave: int, effect: int = effect, output: Path = output) -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                killed_at(effect, patch)
+                with pytest.raises(_Killed):
+                    scan(config_of(made, output, bucket))
+
+        waves(output, kill)
+        assert told(output) == told(undisturbed), f"killed before effect {effect}"
+        assert json.loads((output / "scan.json").read_text())["window"] == 2
+        assert (output / "report.html").exists()
+
+
+def told(output: Path) -> list[dict[str, Any]]:
+    """All rows but for etags, which hold times."""
+    return attributions(output).drop_columns(["etag", "feature"]).to_pylist()
+
+
+def test_an_object_that_is_replaced_during_the_scan_is_scanned_as_what_it_is_now(
+    made: Path, bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, other = sorted(bucket.glob("flow-*.png"))[0], sorted(bucket.glob("gan-*.png"))[0]
+    run = pipeline.run
+
+    def replaced(*rest: Any) -> Iterator[dict[str, Any]]:
+        victim.write_bytes(other.read_bytes())
+        yield from run(*rest)
+
+    output = tmp_path / "scans"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "run", replaced)
+        first = scan(config_of(made, output, bucket))
+    assert first["rejected"] == 1
+    rejected = pq.read_table(output / "windows" / "00001" / "rejected.parquet").to_pylist()
+    assert [(row["image_id"], row["reason"]) for row in rejected] == [(str(victim), "changed")]
+    assert str(victim) not in ids(attributions(output)), "nothing is said of bytes that were not looked at"
+    assert scan(config_of(made, output, bucket))["images"] == 1
+    rows = {row["image_id"]: row for row in attributions(output).to_pylist()}
+    assert rows[str(victim)]["content_hash"] == rows[str(other)]["content_hash"]
+
+
+def test_a_clock_that_is_set_back_an_hour_loses_nothing(
+    made: Path, bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, now_s = tmp_path / "scans", time.time()
+    first = scan(config_of(made, output, bucket))
+    monkeypatch.setattr(time, "time", lambda: now_s - 3600)
+    write_files(new_files(2, start=10), bucket)
+    second = scan(config_of(made, output, bucket))
+    assert (second["images"], len(attributions(output))) == (8, 48)
+    assert second["watermark_s"] == first["watermark_s"], "what was looked at was looked at"
+
+
+def test_a_scan_beside_another_one_does_nothing_and_says_so(made: Path, bucket: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scans"
+    scan(config_of(made, output, bucket))
+    write_files(new_files(1, start=10), bucket)
+    with lease.held(str(output), 0.1, 0.5):
+        state = scan(config_of(made, output, bucket))
+    assert state["status"] == "skipped" and "Another scan works" in state["why"]
+    assert scan(config_of(made, output, bucket))["images"] == 4
+
+
+def test_damaged_containers_and_odd_files_never_end_a_scan(made: Path, bucket: Path, tmp_path: Path) -> None:
+    (bucket / "damaged.tar").write_bytes(b"no tar at all" * 100)
+    (bucket / "damaged.parquet").write_bytes(b"PAR1 and no more")
+    (bucket / "empty.png").write_bytes(b"")
+    (bucket / "larger.png").write_bytes(encoded(picture(48), "PNG"))
+    (bucket / "line\nfeed.png").write_bytes(encoded(picture(32), "PNG"))
+    images = [{"bytes": encoded(picture(32, seed), "PNG"), "path": None} for seed in range(3)]
+    pq.write_table(pa.table({"image": images}), bucket / "three.parquet")
+    output = tmp_path / "scans"
+    state = scan(config_of(made, output, bucket))
+    rejected = pq.read_table(output / "windows" / "00001" / "rejected.parquet").to_pylist()
+    assert sorted((Path(row["image_id"]).name, row["reason"]) for row in rejected) == [
+        ("damaged.parquet", "corrupt"), ("damaged.tar", "corrupt"), ("empty.png", "empty"),
+        ("larger.png", "size_mismatch"),
+    ]  # fmt: skip
+    assert state["rejected"] == 4
+    assert {f"{bucket / 'three.parquet'}#{row}" for row in range(3)} <= set(ids(attributions(output)))
+    assert scan(config_of(made, output, bucket))["images"] == 0, "what is damaged is not tried again until it changes"
+
+
+def test_a_reference_image_in_the_bucket_is_not_projected_onto_itself(made: Path, bucket: Path, tmp_path: Path) -> None:
+    real = sorted((made / "reals").rglob("*.png"))[0]
+    shutil.copy(real, bucket / "a-copy.png")
+    output = tmp_path / "scans"
+    scan(config_of(made, output, bucket))
+    row = next(row for row in attributions(output).to_pylist() if row["image_id"].endswith("a-copy.png"))
+    assert (row["verdict"], row["reason"]) == ("inconclusive", "in_reference")
+    assert row["distance"] > 0
+
+
+def test_images_that_need_another_attributor_reference_or_place_are_refused(
+    made: Path, bucket: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "scans"
+    with pytest.raises(ConfigError, match="lie in each other"):
+        scan(config_of(made, bucket / "scans", bucket))
+    with pytest.raises(ConfigError, match="nothing at"):
+        scan(config_of(made, output, tmp_path / "not-there"))
+    with pytest.raises(ConfigError, match="needs --denoiser|knows no --denoiser"):
+        scan(config_of(made, output, bucket, denoiser=str(tmp_path)))
+    with pytest.raises(ConfigError, match="alerts: unknown name 'rule'"):
+        scan(config_of(made, output, bucket, alerts={"rule": []}))
+    scan(config_of(made, output, bucket))
+    with pytest.raises(ConfigError, match="another scan: inputs differs"):
+        scan(config_of(made, output, tmp_path / "other"))
+
+
+def test_a_new_generator_raises_an_alert_in_its_wave_and_not_before(made: Path, tmp_path: Path) -> None:
+    bucket, output = tmp_path / "bucket", tmp_path / "scans"
+    write_files(new_files(30), bucket)
+    assert scan(config_of(made, output, bucket))["alerts"] == []
+    write_files(new_files(30, start=30), bucket)
+    write_files(new_files(60, sources=(HIDDEN,)), bucket)
+    state = scan(config_of(made, output, bucket))
+    assert state["alerts"], "60 of 180 images are of a source that training never saw"
+    lines = (output / "alerts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["window"] for line in lines] == ["00002"] * len(state["alerts"])
+    page = (output / "report.html").read_text()
+    assert state["alerts"][0]["rule"] in page
+
+
+def test_settings_name_what_decides_a_verdict(made: Path, bucket: Path, tmp_path: Path) -> None:
+    facts = read_settings(config_of(made, tmp_path / "scans", bucket)).facts()
+    assert facts["variants"] == ["jpeg-95", "webp-95"]
+    assert len(facts["attributor_digest"]) == len(facts["reference_digest"]) == 64
