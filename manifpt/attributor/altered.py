@@ -59,7 +59,8 @@ def read_altered(runs: Sequence[str], examples: Examples) -> tuple[Altered, ...]
     Raises:
         ConfigError: a run that differs in more than that, isn't altered, is like another one, or isn't finished.
     """
-    plan, found = read_plan(examples.run), []
+    plan = read_plan(examples.run)
+    found: list[Altered] = []
     for number, run in enumerate(runs, start=1):
         altered = read_plan(run)
         if altered.alter == NONE:
