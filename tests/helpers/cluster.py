@@ -78,7 +78,7 @@ def running(command: Sequence[str], environment: Mapping[str, str], folder: Path
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
+    for _ in range(480):  # two minutes, for a machine that is busy
         if process.poll() is not None:
             break
         if "Ray runtime started" in log.read_text(errors="replace"):

@@ -29,7 +29,7 @@ LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 GRPC = {  # of each port, a call that does something
     6379: "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
     6380: "/ray.rpc.NodeManagerService/GetNodeStats",
-    6381: "/ray.rpc.ObjectManagerService/FreeObjects",
+    6381: "/ray.rpc.ObjectManagerService/Pull",
     6383: "/ray.rpc.ReporterService/GetTraceback",
     10001: "/ray.rpc.RayletDriver/KVList",
 }
@@ -131,7 +131,7 @@ def test_a_submission_without_a_token_is_refused(head: Head, tmp_path: Path) -> 
     assert answer(head.url(8265, "/api/jobs/"), "0" * len(head.token), body) in (401, 403)
     result = submitted(head.stranger(tmp_path), "--", "touch", str(mark))
     assert result.returncode != 0
-    assert "401" in result.stdout + result.stderr
+    assert "no authentication token was found" in result.stdout + result.stderr
     assert not mark.exists()
 
 
@@ -155,12 +155,14 @@ def test_with_a_token_it_runs_and_only_documented_ports_listen_on_loopback(head:
         assert time.monotonic() < deadline, "the job did not start"
         time.sleep(0.2)
     listening = _listening(head.process)
+    workers = {port for _, port in listening} & set(head.workers)
+    unasked = {grpc_answer(port, "/ray.rpc.CoreWorkerService/PushTask", None) for port in workers}
     (tmp_path / "go").touch()
     readme_port = {free: port for port, free in head.port_of.items()}
     assert {address for address, _ in listening} <= LOOPBACK
     assert {port for _, port in listening if port not in readme_port} <= set(head.workers)
     assert {readme_port[port] for _, port in listening if port in readme_port} == documented_ports()
-    assert any(port in head.workers for _, port in listening)
+    assert unasked == {grpc.StatusCode.UNAUTHENTICATED}  # and there was at least one worker to ask
 
 
 def _submitted_once_there_is_an_agent(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:

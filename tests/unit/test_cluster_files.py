@@ -148,6 +148,25 @@ class TestKubernetes:
         (standing,) = [document["spec"] for _, document in CUSTOM if document["kind"] == "RayCluster"]
         assert [group["minReplicas"] for group in standing["workerGroupSpecs"]] == [0, 0]
 
+    def test_the_charts_values_say_what_the_manifest_says(self) -> None:
+        """The chart takes what it knows and is silent about the rest, so that a slip would not be seen."""
+        (standing,) = [document["spec"] for _, document in CUSTOM if document["kind"] == "RayCluster"]
+        (values,) = documents(CLUSTER / "kuberay" / "values.yaml")
+        head, workers = (
+            values["head"],
+            {values["worker"]["groupName"]: values["worker"], **values["additionalWorkerGroups"]},
+        )
+        assert head["rayVersion"] == standing["rayVersion"]
+        assert head["rayStartParams"] == standing["headGroupSpec"]["rayStartParams"]
+        assert head["autoscalerOptions"] == {**standing["autoscalerOptions"], "env": values["common"]["containerEnv"]}
+        for group in standing["workerGroupSpecs"]:
+            chart = workers.pop(group["groupName"])
+            assert {name: chart[name] for name in ("replicas", "minReplicas", "maxReplicas")} == {
+                name: group[name] for name in ("replicas", "minReplicas", "maxReplicas")
+            }
+            assert chart["resources"] == group["template"]["spec"]["containers"][0]["resources"]
+        assert not workers
+
     def test_jobs_end_and_take_their_cluster_along(self) -> None:
         jobs = [d["spec"].get("jobTemplate", d["spec"]) for _, d in CUSTOM if d["kind"] != "RayCluster"]
         assert len(jobs) == 3
