@@ -21,6 +21,11 @@ DOCKERFILE = (ROOT / "cluster" / "Dockerfile").read_text().replace("\\\n", " ")
 HADOLINT = str(Path(sys.executable).parent / "hadolint")
 IS_ROOT = os.geteuid() == 0
 USER = 1000
+# Root's own checkout and interpreter may be closed to others: this user may read them all the same, and write nothing.
+AS_USER = [
+    "setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--inh-caps=-all,+dac_read_search",
+    "--ambient-caps=-all,+dac_read_search", "--bounding-set=-all,+dac_read_search", "--no-new-privs",
+]  # fmt: skip
 
 
 def instructions(name: str) -> list[str]:
@@ -48,31 +53,17 @@ def image() -> Iterator[Path]:
     shutil.rmtree(root, ignore_errors=True)
 
 
-def run_as_user(command: list[str], image: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | more
-    identity = {"user": USER, "group": USER, "extra_groups": []} if IS_ROOT else {}
-    return subprocess.run(
-        command,
-        cwd=image / "app",
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        **identity,
-    )  # type: ignore[call-overload]
-
-
 def test_the_command_of_the_image_runs_as_a_user_who_owns_nothing_of_it(image: Path) -> None:
     settings = dict(one.split("=", 1) for line in instructions("ENV") for one in shlex.split(line))
     settings |= {"HOME": str(image / "home"), "PYTHONPATH": str(image / "app"), "TMPDIR": str(image / "tmp")}
     settings["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    if IS_ROOT and run_as_user([sys.executable, "-c", "import manifpt"], image, **settings).returncode:
-        pytest.skip("no other user may read this checkout")
     (command,) = instructions("CMD")
     *start, output = json.loads(command)
     assert output.startswith("/tmp/")
-    result = run_as_user([*start, str(image / "tmp" / "sample")], image, **settings)
+    result = subprocess.run(
+        [*(AS_USER if IS_ROOT else []), *start, str(image / "tmp" / "sample")],
+        cwd=image / "app", env=settings, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert (image / "tmp" / "sample" / "_SUCCESS").exists()
     assert not IS_ROOT or (image / "tmp" / "sample" / "_SUCCESS").stat().st_uid == USER
