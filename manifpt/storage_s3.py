@@ -84,7 +84,7 @@ class S3Store:
         if not endpoint.endswith("amazonaws.com"):
             options = {"endpoint": endpoint, "virtual_hosted_style_request": False}
         else:  # obstore follows no redirect to the bucket's region
-            region = self.client.head_bucket(Bucket=name).get("BucketRegion") or region
+            region = _region_of(self.client, name) or region
         return ObstoreBucket(
             name,
             region=region,
@@ -223,6 +223,18 @@ class S3Store:
 
     def clean(self, uri: str) -> None:
         """Nothing: a PUT that does not finish leaves nothing, and parts of an upload are for a bucket's own rules."""
+
+
+def _region_of(client: Any, bucket: str) -> str | None:
+    """Where a bucket is. S3's refusal says so too: a role that may list a prefix alone may not ask for its bucket."""
+    try:
+        answer = client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        answer = error.response
+        if answer["ResponseMetadata"]["HTTPStatusCode"] != 403:
+            raise
+    region: str | None = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+    return region
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -47,13 +47,22 @@ def ray_head(
     ]  # fmt: skip
     outer = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     inner = {k: v for k, v in environment.items() if k != "RAY_ADDRESS"}
-    with open(Path(folder) / "head.log", "wb") as log:
-        process = subprocess.Popen(
-            command, env={**outer, **inner, **(node_env or {})}, stdout=log, stderr=log, cwd=folder
-        )
     try:
-        _wait_until_up(environment, process, Path(folder) / "head.log")
-        yield {**environment, "TEST_DASHBOARD": f"http://127.0.0.1:{dashboard_port}", "TEST_FOLDER": folder}
+        with running(command, {**outer, **inner, **(node_env or {})}, Path(folder)):
+            yield {**environment, "TEST_DASHBOARD": f"http://127.0.0.1:{dashboard_port}", "TEST_FOLDER": folder}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Iterator[psutil.Process]:
+    """A `ray start --block`, from when it is up; then ended with all that it started."""
+    log = folder / "head.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=dict(environment), stdout=file, stderr=file, cwd=folder)
+    try:
+        _wait_until_up(process, log)
+        yield psutil.Process(process.pid)
     finally:
         descendants: list[psutil.Process] = []
         with contextlib.suppress(psutil.Error):
@@ -66,11 +75,10 @@ def ray_head(
             with contextlib.suppress(psutil.Error):
                 left.kill()
         process.wait(10)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_until_up(environment: Mapping[str, str], process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
+def _wait_until_up(process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(480):  # two minutes, for a machine that is busy
         if process.poll() is not None:
             break
         if "Ray runtime started" in log.read_text(errors="replace"):
