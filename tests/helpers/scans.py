@@ -16,7 +16,7 @@ from tests.helpers.images import sample_files, write_files
 from tests.helpers.runs import trained_without_ray, without_ray
 
 HIDDEN = "vae"
-TRAINED = {"real": 120, "gan": 120, "flow": 120, "diffusion": 120}
+TRAINED = {"real": 160, "gan": 160, "flow": 160, "diffusion": 160}
 
 
 def make_attributor(folder: Path) -> None:

@@ -267,11 +267,11 @@ def test_images_that_need_another_attributor_reference_or_place_are_refused(
 def test_a_new_generator_raises_an_alert_in_its_wave_and_not_before(made: Path, tmp_path: Path) -> None:
     bucket, output = tmp_path / "bucket", tmp_path / "scans"
     write_files(new_files(30), bucket)
-    assert scan(config_of(made, output, bucket))["alerts"] == []
+    assert scan(config_of(made, output, bucket, drift_level=0.05))["alerts"] == []
     write_files(new_files(30, start=30), bucket)
-    write_files(new_files(60, sources=(HIDDEN,)), bucket)
-    state = scan(config_of(made, output, bucket))
-    assert state["alerts"], "60 of 180 images are of a source that training never saw"
+    write_files(new_files(100, sources=(HIDDEN,)), bucket)
+    state = scan(config_of(made, output, bucket, drift_level=0.05))
+    assert state["alerts"], "100 of 220 images are of a source that training never saw"
     lines = (output / "alerts.jsonl").read_text().splitlines()
     assert [json.loads(line)["window"] for line in lines] == ["00002"] * len(state["alerts"])
     page = (output / "report.html").read_text()
