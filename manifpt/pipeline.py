@@ -359,4 +359,4 @@ def _commit(batch: pa.Table, plan: Plan, s3: dict[str, str], output: str) -> pa.
     found = unpack(_step(batch, s3, work)["shard"].chunk(0)[0].as_buffer())
     if "error" not in found:
         return found["brief"]
-    return pa.Table.from_pylist(found["error"].to_pylist(), schema=_BRIEF)
+    return pa.Table.from_pylist(pa.table(found["error"]).to_pylist(), schema=_BRIEF)
