@@ -250,6 +250,9 @@ class EvaluateConfig(RowsConfig):
     ladder: bool = False
     """Only this: the --attributor bundles on test images after JPEG, WebP, resizing, crop, blur and noise; ladder.md,
     ladder.json and ladder.png."""
+    leave_one_out: bool = False
+    """Only this: each generator in turn is left out of training, and how well its images are found to be of an unknown
+    source is measured; leave_one_out.md and leave_one_out.json."""
     seeds: int = 3
     """Each has its own split, weights and order."""
     test_artifacts: tuple[str, ...] = ()

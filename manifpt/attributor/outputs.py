@@ -16,7 +16,7 @@ from manifpt.artifacts import tensor_column, to_numpy
 from manifpt.metrics.attribution import accuracy, balanced_accuracy
 from manifpt.storage import store_of
 
-__all__ = ["Outputs", "read_outputs", "write_outputs"]
+__all__ = ["Outputs", "joined", "read_outputs", "write_outputs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +55,21 @@ class Outputs:
         return balanced_accuracy(self.label_b, self.predicted_b)
 
 
+def joined(batches: Iterable[Outputs]) -> Outputs:
+    """At least one batch, as one."""
+    found = list(batches)
+    return Outputs(*(np.concatenate([getattr(batch, name) for batch in found]) for name in _FIELDS))
+
+
 _FIELDS = ("logits_bs", "features_bf", "label_b", "row_b")
 
 
 def write_outputs(uri: str, batches: Iterable[Outputs]) -> None:
     """One Parquet object of at least one batch."""
-    found = list(batches)
-    columns = {name: np.concatenate([getattr(batch, name) for batch in found]) for name in _FIELDS}
+    found = joined(batches)
     table = pa.table(
-        {"row": columns["row_b"], "label": columns["label_b"]}
-        | {name: tensor_column(columns[f"{name}_b{axis}"].astype(np.float32)) for name, axis in _TENSORS}
+        {"row": found.row_b, "label": found.label_b}
+        | {name: tensor_column(getattr(found, f"{name}_b{axis}").astype(np.float32)) for name, axis in _TENSORS}
     )
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)

@@ -23,20 +23,21 @@ from manifpt.baselines import BASELINES
 from manifpt.config import EvaluateConfig
 from manifpt.errors import ConfigError
 from manifpt.evaluation.audit import audit_codecs
+from manifpt.evaluation.baseline_task import fit_baseline
 from manifpt.evaluation.bundles import row_of_bundle
 from manifpt.evaluation.methods import Candidate, candidates_of, key_digest
 from manifpt.evaluation.results import comparisons, fusions, of_baseline, of_candidate, per_source
 from manifpt.evaluation.running import run_works
 from manifpt.evaluation.tables import table_json, table_markdown
-from manifpt.evaluation.tasks import Work, fit_attributor, fit_baseline, test_attributor
+from manifpt.evaluation.tasks import Work, fit_attributor, test_attributor
 from manifpt.log import event
 from manifpt.reader import read_plan
 from manifpt.spaces import View
 from manifpt.storage import join, normalize, store_of
 
-__all__ = ["evaluate_attributor"]
+__all__ = ["ByRun", "check_codec", "evaluate_attributor", "examples_by_seed"]
 
-_ByRun = dict[tuple[str, str], Examples]  # by run and space
+ByRun = dict[tuple[str, str], Examples]  # by run and space
 
 
 def evaluate_attributor(config: EvaluateConfig) -> dict[str, Any]:
@@ -54,11 +55,11 @@ def evaluate_attributor(config: EvaluateConfig) -> dict[str, Any]:
         raise ConfigError(f"--seeds must be at least 1, not {config.seeds}.")
     names = _baseline_names(config.baselines)
     candidates = candidates_of(runs, test_runs, config.spaces, config.networks, config.epochs, control_runs)
-    _check_codec([*runs, *control_runs], config.equalize_codec)
+    check_codec([*runs, *control_runs], config.equalize_codec)
     bundles = [
         row_of_bundle(path, runs, config.labels) for path in config.attributor
     ]  # first: what is wrong there costs no fits
-    examples = _examples(candidates, config)
+    examples = examples_by_seed(candidates, config)
     tests = _test_examples(candidates, examples[0], config)
     dataset = config.dataset or runs[0].rstrip("/").rpartition("/")[2]
     first = examples[0][candidates[0].run, candidates[0].space.name]
@@ -122,7 +123,10 @@ def _baseline_names(asked: Sequence[str]) -> list[str]:
     return list(asked)
 
 
-def _check_codec(runs: Sequence[str], equalized: bool) -> None:
+def check_codec(runs: Sequence[str], equalized: bool) -> None:
+    """Raises:
+    ConfigError: a run's images were re-encoded and the flag says that they weren't, or the other way round.
+    """
     for run in runs:
         codecs = {spec.codec for spec in read_plan(run).spaces}
         if equalized and codecs != {"jpeg"}:
@@ -143,7 +147,7 @@ def _view(runs: Sequence[str]) -> View:
     raise ConfigError("Baselines see the pixels of an rgb or frequency space: add a run that has one.")
 
 
-def _examples(candidates: Sequence[Candidate], config: EvaluateConfig) -> list[_ByRun]:
+def examples_by_seed(candidates: Sequence[Candidate], config: EvaluateConfig) -> list[ByRun]:
     """By seed: the rows of every run and space. All have the same images on the same sides."""
     choice = choice_of(config)
     pairs = list(dict.fromkeys((c.run, c.space.name) for c in candidates))
@@ -154,7 +158,7 @@ def _examples(candidates: Sequence[Candidate], config: EvaluateConfig) -> list[_
     return [{pair: of_run.chosen(of_seed) for pair, of_run in rows.items()} for of_seed in choices]
 
 
-def _work(candidate: Candidate, examples: _ByRun, tests: _ByRun, output: str, seed: int) -> Work:
+def _work(candidate: Candidate, examples: ByRun, tests: ByRun, output: str, seed: int) -> Work:
     of_run = examples[candidate.run, candidate.space.name]
     test = of_run if candidate.test_run is None else tests[candidate.test_run, candidate.space.name]
     key = candidate.key() | {"examples": of_run.digest, "test": test.digest, "seed": seed}
@@ -163,7 +167,7 @@ def _work(candidate: Candidate, examples: _ByRun, tests: _ByRun, output: str, se
                 recipe=candidate.recipe, seed=seed)  # fmt: skip
 
 
-def _test_examples(candidates: Sequence[Candidate], examples: _ByRun, config: EvaluateConfig) -> _ByRun:
+def _test_examples(candidates: Sequence[Candidate], examples: ByRun, config: EvaluateConfig) -> ByRun:
     """All images that every test run has, under the labels of training: the cross-dataset test; {} without one."""
     choice = Choice(labels=read_labels(config.test_labels), group_column=config.group_column, is_test=True)
     tests = {(str(c.test_run), c.space.name): c for c in candidates if c.test_run is not None}
@@ -194,7 +198,7 @@ def _common_ids(examples: Iterable[Examples]) -> pa.Array:
 
 
 def _baseline_work(
-    name: str, examples: _ByRun, tests: _ByRun, candidate: Candidate, view: View | None, output: str, seed: int
+    name: str, examples: ByRun, tests: ByRun, candidate: Candidate, view: View | None, output: str, seed: int
 ) -> Work:
     of_run = examples[candidate.run, candidate.space.name]
     test = of_run if candidate.test_run is None else tests[candidate.test_run, candidate.space.name]

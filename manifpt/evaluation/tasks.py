@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
+from safetensors.torch import load, save
 
 from manifpt.artifacts import to_numpy
 from manifpt.attributor.examples import Examples, Part
-from manifpt.attributor.networks import make_network
+from manifpt.attributor.networks import AttributorNetwork, make_network
 from manifpt.attributor.outputs import Outputs, read_outputs, write_outputs
 from manifpt.attributor.splits import TEST, TRAIN, VALIDATION
 from manifpt.attributor.training import (
     NOT_FINITE,
+    Batch,
     Recipe,
     Trainer,
     class_weights,
@@ -33,17 +34,25 @@ from manifpt.attributor.training import (
     mean_and_std,
     outputs_of,
 )
-from manifpt.baselines import make_baseline
-from manifpt.decode import decode
-from manifpt.errors import BadImage, ConfigError
-from manifpt.fetch import fetch
+from manifpt.errors import ConfigError
 from manifpt.metrics.frechet import fd_ratio_or_none
 from manifpt.reader import ArtifactReader
 from manifpt.resources import memory_bytes
 from manifpt.spaces import View
 from manifpt.storage import join, store_of
 
-__all__ = ["Work", "fit_attributor", "fit_baseline", "outputs_uri", "test_attributor"]
+__all__ = [
+    "Work",
+    "artifacts_of",
+    "batches_of",
+    "end_stage",
+    "end_test",
+    "fit_attributor",
+    "gathered",
+    "outputs_uri",
+    "test_attributor",
+    "trained_network",
+]
 
 _BATCH = 256
 
@@ -101,25 +110,23 @@ def fit_attributor(work: Work) -> dict[str, Any]:
     torch.set_num_threads(work.threads)
     examples, recipe = work.examples, work.recipe
     _refuse_large(examples)
-    artifacts, label_n, _ = _artifacts(examples, TRAIN)
+    artifacts, label_n, _ = artifacts_of(examples, TRAIN)
     torch.manual_seed(work.seed)
     network = make_network(work.name, examples.shape, len(examples.labels))
-    blocks = (block.numpy() for block, _, _ in _batches(artifacts, label_n, label_n))
+    blocks = (block.numpy() for block, _, _ in batches_of(artifacts, label_n, label_n))
     network.standardize(*mean_and_std(blocks, examples.shape))
     size = min(recipe.batch_size, len(label_n))
     weight_s = class_weights(label_n, len(examples.labels), recipe.balanced)
     trainer = Trainer(network, recipe, weight_s, len(label_n) // size, work.device)
-    validation = _artifacts(examples, VALIDATION)
+    validation = artifacts_of(examples, VALIDATION)
     begin = time.perf_counter()
-    state = fit(trainer, from_arrays(artifacts, label_n, size, work.seed), lambda: _batches(*validation))
+    state = fit(trainer, from_arrays(artifacts, label_n, size, work.seed), lambda: batches_of(*validation))
     seconds = time.perf_counter() - begin
-    outputs = list(outputs_of(network, _batches(*validation), work.device))
+    outputs = list(outputs_of(network, batches_of(*validation), work.device))
     write_outputs(work.outputs_uri("validation"), outputs)
-    from safetensors.torch import save
-
     store = store_of(work.folder)
     store.write(join(work.folder, "model.safetensors"), save({k: v.contiguous() for k, v in state.best.items()}))
-    return _end(work, "fit", {
+    return end_stage(work, "fit", {
         "validation_accuracy": max(epoch.validation_accuracy for epoch in state.history),
         "epochs": len(state.history),
         "train_s": seconds,
@@ -143,49 +150,26 @@ def test_attributor(work: Work) -> dict[str, Any]:
     done = work.done("test")
     if done is not None:
         return done
-    from safetensors.torch import load
-
     torch.set_num_threads(work.threads)
+    network = trained_network(work)
+    test = artifacts_of(work.test_examples, TEST)
+    begin = time.perf_counter()
+    outputs = list(outputs_of(network, batches_of(*test), work.device))
+    return end_test(work, outputs, time.perf_counter() - begin)
+
+
+def trained_network(work: Work) -> AttributorNetwork:
+    """What `fit_attributor` trained, on the work's device."""
     network = make_network(work.name, work.examples.shape, len(work.examples.labels)).to(work.device)
     network.load_state_dict(load(store_of(work.folder).read(join(work.folder, "model.safetensors"))))
-    test = _artifacts(work.test_examples, TEST)
-    begin = time.perf_counter()
-    outputs = list(outputs_of(network, _batches(*test), work.device))
-    return _tested(work, outputs, time.perf_counter() - begin)
+    return network
 
 
-def fit_baseline(work: Work) -> dict[str, Any]:
-    """Fits a baseline on pixels and reads validation and test images with it."""
-    done = work.done("test")
-    if done is not None:
-        return done
-    assert work.view is not None
-    torch.set_num_threads(work.threads)
-    images = {side: _images(work.examples, side, work.view) for side in (TRAIN, VALIDATION)}
-    height_px, width_px = images[TRAIN][0].shape[2:]
-    baseline = make_baseline(work.name, len(work.examples.labels), (height_px, width_px), work.seed, work.threads)
-    begin = time.perf_counter()
-    baseline.fit(images[TRAIN][0], images[TRAIN][1], images[VALIDATION][0], images[VALIDATION][1])
-    seconds = time.perf_counter() - begin
-    images[TEST] = _images(work.test_examples, TEST, work.view)
-    outputs = {}
-    for side in (VALIDATION, TEST):
-        pixels, label_n, row_n = images[side]
-        begin = time.perf_counter()
-        outputs[side] = [Outputs(baseline.predict(pixels), baseline.features(pixels), label_n, row_n)]
-    write_outputs(work.outputs_uri("validation"), outputs[VALIDATION])
-    _end(work, "fit", {
-        "validation_accuracy": outputs[VALIDATION][0].balanced_accuracy,
-        "train_s": seconds,
-        "notes": list(baseline.notes),
-    })  # fmt: skip
-    return _tested(work, outputs[TEST], time.perf_counter() - begin)
-
-
-def _tested(work: Work, outputs: list[Outputs], seconds: float) -> dict[str, Any]:
+def end_test(work: Work, outputs: list[Outputs], seconds: float) -> dict[str, Any]:
+    """Writes what a method said of the test images, and what that is worth: the end of the stage `test`."""
     write_outputs(work.outputs_uri("test"), outputs)
     found = read_outputs([work.outputs_uri("test")])
-    return _end(work, "test", {
+    return end_stage(work, "test", {
         "accuracy": found.accuracy,
         "balanced_accuracy": found.balanced_accuracy,
         "fd_ratio": fd_ratio_or_none(found.features_bf, found.label_b, work.seed),
@@ -196,13 +180,14 @@ def _tested(work: Work, outputs: list[Outputs], seconds: float) -> dict[str, Any
     })  # fmt: skip
 
 
-def _end(work: Work, stage: str, facts: dict[str, Any]) -> dict[str, Any]:
+def end_stage(work: Work, stage: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Writes what a stage found, which ends it; see `Work.done`."""
     document = {"key": work.key, **facts}
     store_of(work.folder).write(join(work.folder, f"{stage}.json"), (json.dumps(document, indent=2) + "\n").encode())
     return document
 
 
-def _artifacts(examples: Examples, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def artifacts_of(examples: Examples, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A side's artifacts [N, *shape], labels and rows int64 [N]."""
     reader = ArtifactReader(examples.run, examples.spec.name)
 
@@ -212,10 +197,11 @@ def _artifacts(examples: Examples, side: int) -> tuple[np.ndarray, np.ndarray, n
             raise ConfigError(NOT_FINITE)
         return artifacts
 
-    return _gathered(examples.parts(side), of_part)
+    return gathered(examples.parts(side), of_part)
 
 
-def _gathered(parts: list[Part], of_part: Callable[[Part], np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def gathered(parts: list[Part], of_part: Callable[[Part], np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a function reads of each part, [N, ...], with labels and rows int64 [N]."""
     return (
         np.concatenate([of_part(part) for part in parts]),
         np.concatenate([part.label_n for part in parts]),
@@ -223,30 +209,8 @@ def _gathered(parts: list[Part], of_part: Callable[[Part], np.ndarray]) -> tuple
     )
 
 
-def _batches(artifacts: np.ndarray, label_n: np.ndarray, row_n: np.ndarray) -> Any:
+def batches_of(artifacts: np.ndarray, label_n: np.ndarray, row_n: np.ndarray) -> Iterator[Batch]:
+    """What `artifacts_of` returns, as batches."""
     for start in range(0, len(label_n), _BATCH):
         block = slice(start, start + _BATCH)
-        yield tuple(torch.from_numpy(values[block]) for values in (artifacts, label_n, row_n))
-
-
-def _images(examples: Examples, side: int, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A side's pixels uint8 [N, 3, H, W], as a pixel space sees them, with labels and rows."""
-
-    def of_part(part: Part) -> np.ndarray:
-        rows = (
-            examples.table.take(pa.array(part.row_n)).select(["uri", "container", "offset", "size_bytes"]).to_pylist()
-        )
-        return np.stack([_view(row, data, view) for row, data in zip(rows, fetch(rows), strict=True)])
-
-    return _gathered(examples.parts(side), of_part)
-
-
-def _view(row: dict[str, Any], data: bytes | BadImage, view: View) -> np.ndarray:
-    try:
-        if isinstance(data, BadImage):
-            raise data
-        return view.of(decode(data))
-    except BadImage as bad:
-        raise ConfigError(
-            f"{row['uri']} can't be read any more ({bad.reason.value}): run compute_artifacts anew."
-        ) from bad
+        yield torch.from_numpy(artifacts[block]), torch.from_numpy(label_n[block]), torch.from_numpy(row_n[block])

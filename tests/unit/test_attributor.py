@@ -312,9 +312,31 @@ def test_a_bundle_predicts_what_its_network_says(bundle: Path) -> None:
     assert Attributor.load(str(bundle)).predict(artifacts[:1]).source == found.source[:1]
 
 
+def test_verdicts_are_what_score_and_threshold_say(bundle: Path) -> None:
+    attributor = Attributor.load(str(bundle))
+    artifacts = np.random.default_rng(1).standard_normal((300, *SHAPE)).astype(np.float16)
+    found, features_bf = attributor.verdicts(artifacts), attributor.features(artifacts)
+    predicted = attributor.predict(artifacts)
+    assert found.label == predicted.source and found.probability_bs.dtype == np.float32
+    np.testing.assert_array_equal(found.probability_bs, predicted.probability_bs)
+    apart_bsf = features_bf[:, None] - openset_of(3).statistics.mean_sf
+    np.testing.assert_allclose(found.unknown_score_b, np.square(apart_bsf).sum(axis=2).min(axis=1), rtol=1e-4)
+    assert found.unknown_score_b.dtype == np.float32 and found.is_unknown_b.dtype == np.bool_
+    assert not found.is_unknown_b.any(), "nothing is over 1e9"
+    calibration = json.loads((bundle / "calibration.json").read_text())
+    calibration["unknown"]["threshold"] = float(np.median(found.unknown_score_b))
+    (bundle / "calibration.json").write_text(json.dumps(calibration))
+    stricter = Attributor.load(str(bundle))
+    is_over_b = found.unknown_score_b > np.median(found.unknown_score_b)
+    np.testing.assert_array_equal(stricter.verdicts(artifacts).is_unknown_b, is_over_b)
+    assert is_over_b.sum() == 150 and attributor.digest != stricter.digest == Attributor.load(str(bundle)).digest
+
+
 def test_no_artifacts_have_no_sources(bundle: Path) -> None:
     found = Attributor.load(f"file://{bundle}").predict(np.empty((0, *SHAPE), np.float16))
     assert found.source == () and found.probability_bs.shape == (0, 3)
+    none = Attributor.load(str(bundle)).verdicts(np.empty((0, *SHAPE), np.float16))
+    assert none.label == () and none.feature_bk.shape == (0, 33) and none.unknown_score_b.shape == (0,)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 48), SHAPE, (2, 1, *SHAPE)])
@@ -485,6 +507,45 @@ def test_every_image_of_a_side_is_predicted_once(run: str, tmp_path: Path) -> No
             found = finish_module._said(str(output), side, count)
             assert found.row_b.tolist() == np.flatnonzero(examples.side_n == number).tolist()
             assert (found.label_b == examples.label_n[found.row_b]).all()
+
+
+def test_a_training_ends_in_a_bundle_that_tells_what_is_unknown(tmp_path: Path) -> None:
+    """Its verdicts are those of the file of held-out images, and of the rates that it states."""
+    rows = rows_of({"gan": 200, "vae": 160, "real": 160}, distance=np.arange(520, dtype=np.float32))
+    run, output = str(make_run(tmp_path / "run", rows)), tmp_path / "out"
+    worked(run, output)
+    examples = select_examples(run, "rgb", ALL)
+    facts = {"space": {"name": "rgb"}, "estimate": {"name": "nearest"}, "reference_digest": "r", "shape": list(SHAPE),
+             "network": "head", "seed": 0, "false_alarms": 0.1}  # fmt: skip
+    finish_module.finish(str(output), examples, facts, 1)
+    attributor, calibration = Attributor.load(str(output)), json.loads((output / "calibration.json").read_text())
+    table, unknown = pq.read_table(output / "baseline.parquet"), calibration["unknown"]
+    assert set(table["image_id"].to_pylist()) == ids(examples, VALIDATION) | ids(examples, TEST), "none that it learnt"
+    row_n = [examples.table["image_id"].to_pylist().index(name) for name in table["image_id"].to_pylist()]
+    taken = examples.table.take(pa.array(row_n))
+    said = attributor.verdicts(artifacts_of(taken))
+    assert [SIDES[examples.side_n[n]] for n in row_n] == table["side"].to_pylist()
+    assert table["label"].to_pylist() == taken["source"].to_pylist()
+    assert table["distance"].to_pylist() == taken["distance"].to_pylist()
+    assert tuple(table["predicted"].to_pylist()) == said.label
+    assert table["is_unknown"].to_pylist() == said.is_unknown_b.tolist()
+    np.testing.assert_allclose(table["unknown_score"].to_numpy(), said.unknown_score_b, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(to_numpy(table["feature"]), said.feature_bk, rtol=2e-3, atol=2e-3)
+    assert to_numpy(table["feature"]).dtype == np.float16 and said.feature_bk.shape == (len(table), 33)
+
+    assert unknown["score"] == max(unknown["validation_auroc"], key=unknown["validation_auroc"].get)
+    is_test_n = np.array(table["side"].to_pylist()) == "test"
+    for label, rate in unknown["measured_rate_by_label"].items():
+        of_label_n = is_test_n & (np.array(table["label"].to_pylist()) == label)
+        assert rate == pytest.approx(said.is_unknown_b[of_label_n].mean())
+    assert unknown["measured_rate"] == pytest.approx(np.mean(list(unknown["measured_rate_by_label"].values())))
+    assert unknown["rate"] == 0.1 and 0 < unknown["measured_rate"] < 0.25
+    assert sum(calibration["reliability"]["after"]["images"]) == is_test_n.sum()
+    assert (output / "calibration.png").read_bytes().startswith(b"\x89PNG")
+    far = attributor.verdicts(np.full((1, *SHAPE), 300.0))
+    near = attributor.verdicts(np.zeros((1, *SHAPE)))
+    if unknown["score"] in ("distance", "relative_distance"):
+        assert far.is_unknown_b[0] and far.unknown_score_b[0] > near.unknown_score_b[0]
 
 
 @pytest.mark.parametrize("side", [TRAIN, VALIDATION, TEST])
