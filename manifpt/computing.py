@@ -56,10 +56,10 @@ class Computing:
         cluster.connect()
         if not cluster.on_one_node() and is_local(self.output):
             event("shared_storage_needed", path=self.output, hint="every node must see this path; else use s3://")
-        progress, telemetry = Progress(self.plan.rows, self.images, self.rejected), Telemetry()
-        telemetry.pending(len(self.pending))
+        progress = Progress(self.plan.rows, self.images, self.rejected)
         try:
-            with grace():
+            with grace(), Telemetry() as telemetry:
+                telemetry.pending(len(self.pending))
                 running = pipeline.run(self.plan, self.output, self.pending, self.most_actors, self.gpu)
                 for done, commit in enumerate(running, start=1):
                     progress.add(len(self.plan.rows_of(commit["shard"])), commit["rejected_images"])

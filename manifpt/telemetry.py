@@ -1,8 +1,8 @@
 """What a run does, as metrics of the Ray node that its driver is on, for Prometheus to scrape.
 
 A node exports them on its `--metrics-export-port`, as `exported` names them. What is counted is what this driver did:
-Ray gives each driver's metrics a label of their own (WorkerId). Counters stay, at their last value, until the node
-ends; gauges go 20 s after their driver does.
+Ray gives each driver's metrics a label of their own (WorkerId), and takes what was told last before it ends. Counters
+stay, at their last value, until the node ends. A gauge goes 20 s after it was set, whether its driver lives or not.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,8 @@ __all__ = ["METRICS", "Metric", "Telemetry", "exported"]
 
 _MOST_VALUES = 100  # of a label of a metric: each is a time series for as long as the node lives
 _MOST_CHARACTERS = 64
-_ODD = re.compile(r"[^A-Za-z0-9._:/-]")  # names come from strangers' buckets; Ray drops labels that are no UTF-8
+_ODD = re.compile(r"[^A-Za-z0-9._:/-]")  # names come from strangers' buckets, and Ray raises where they aren't ASCII
+_BEAT_S = 5.0  # of the gauge that says that a run goes on
 _OTHER = "other"
 
 
@@ -65,11 +67,29 @@ class Telemetry:
 
     Labels are letters, digits and ._:/- alone, at most 64 of them; of a label's values the first 100 count, and all
     others are `other`.
+
+    As a context it goes on saying what is pending, also while no shard gets done.
     """
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
         self._values: dict[tuple[str, str], set[str]] = {}
+        self._pending: int | None = None
+        self._closed = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Telemetry:
+        self._beating.start()
+        return self
+
+    def __exit__(self, *of_error: object) -> None:
+        self._closed.set()
+        self._beating.join()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(_BEAT_S):
+            if self._pending is not None:
+                self._record("manifpt_shards_pending", self._pending)
 
     def shard(self, tally: Mapping[str, Any], pending: int) -> None:
         """A committed shard.
@@ -91,6 +111,7 @@ class Telemetry:
 
     def pending(self, shards: int) -> None:
         """Shards that are left, once before the first is committed."""
+        self._pending = shards
         self._record("manifpt_shards_pending", shards)
 
     def drift(self, adjusted: Mapping[str, float]) -> None:

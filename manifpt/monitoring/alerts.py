@@ -163,7 +163,7 @@ def _rule(fields: Any) -> Rule:
         )
     if threshold and not _is_share(threshold[3]):
         raise ConfigError(f"alerts: rule {name}: a share lies between 0 and 1, so {when!r} says nothing.")
-    if at_least is not None and (when not in TESTS or not isinstance(at_least, int | float) or not at_least > 0):
+    if at_least is not None and (when not in TESTS or type(at_least) not in (int, float) or not at_least > 0):
         raise ConfigError(f"alerts: rule {name}: at_least is a number above 0, for a test; leave it out.")
     assert isinstance(when, str)
     return Rule(name, " ".join(when.split()), severity, None if at_least is None else float(at_least))

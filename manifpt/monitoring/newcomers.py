@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from manifpt.metrics.tiles import finite
 from manifpt.monitoring.drift import Sample
@@ -19,7 +20,9 @@ __all__ = ["Newcomer", "newcomers"]
 
 _MOST_UNKNOWN = 5000  # that are clustered: time grows with its square
 _LEAST_MEMBERS = 8
-_COMPONENTS = 16  # distances of more lose their contrast
+_SMALLEST_SHARE = 0.1  # of the unknown images
+_NEIGHBORS = 10  # that make a place dense
+_COMPONENTS = 8  # distances of more lose their contrast
 _EXAMPLES = 12
 _WIDEST = 1.5  # times the widest known source
 _DENSER = 3.0  # than the baseline where the cluster lies: below, it is the edge of what is known
@@ -49,9 +52,11 @@ class Newcomer:
 def newcomers(window: Sample, image_id_b: np.ndarray, baseline: Sample, seed: int) -> list[Newcomer]:
     """Clusters of the window's unknown images, the largest first.
 
-    Features are divided by their standard deviation within the baseline's sources and rotated onto the principal
-    components of unknown images. A cluster counts if it is no wider than a known source can be, and if the window is
-    denser there than the baseline is: the edge of a known source gives unknown images too.
+    Features are divided by their standard deviation within the baseline's sources, and reduced to eight principal
+    components of unknown images and baseline together. HDBSCAN (Campello et al. 2013) finds cores; a cluster is the
+    unknown images that are nearest to a core's centre. It counts if it is no wider than a known source can be, and if
+    the window is three times as dense there as the baseline: the edge of a known source gives unknown images too. At
+    least 8 images, and a core of a tenth of the unknown ones.
 
     Args:
         window: a window's images, or a sample of them that is random in every respect.
@@ -71,39 +76,38 @@ def newcomers(window: Sample, image_id_b: np.ndarray, baseline: Sample, seed: in
         return []
     window_bc, baseline_nc = _components(window.feature_bk, unknown_u, baseline)
     known = _Known.of(baseline_nc, baseline.label_b)
-    least = max(_LEAST_MEMBERS, round(len(unknown_u) ** 0.5))
-    found = HDBSCAN(min_cluster_size=least, allow_single_cluster=True, copy=True).fit_predict(window_bc[unknown_u])
+    least = max(_LEAST_MEMBERS, round(_SMALLEST_SHARE * len(unknown_u)))
+    dense = HDBSCAN(
+        min_cluster_size=least, min_samples=min(_NEIGHBORS, len(unknown_u)), allow_single_cluster=True, copy=True
+    )
+    core_u = dense.fit_predict(window_bc[unknown_u])
     out = []
-    for cluster in range(found.max() + 1):
-        member_m = unknown_u[found == cluster]
-        newcomer = _newcomer(window_bc, member_m, image_id_b, known, baseline_nc, len(unknown_u))
+    for member_m in _grown(window_bc[unknown_u], core_u, known):
+        newcomer = _newcomer(window_bc, unknown_u[member_m], image_id_b, known, baseline_nc, len(unknown_u))
         out += [newcomer] if newcomer else []
     return sorted(out, key=lambda newcomer: (-newcomer.images, newcomer.examples))
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """Known sources: names, centres float64 [S, C], and median distances to them float64 [S]."""
+    """Known sources: names, centres float64 [S, C], median distances to them float64 [S], and how far images reach."""
 
     names: tuple[str, ...]
     centre_sc: np.ndarray
     radius_s: np.ndarray
+    reach: float
 
     @classmethod
     def of(cls, component_nc: np.ndarray, label_n: np.ndarray) -> _Known:
         names = tuple(sorted(set(label_n)))
         centre_sc = np.stack([component_nc[label_n == name].mean(axis=0) for name in names])
-        radius_s = np.array(
-            [
-                np.median(np.linalg.norm(component_nc[label_n == name] - centre_c, axis=1))
-                for name, centre_c in zip(names, centre_sc, strict=True)
-            ]
-        )
-        return cls(names, centre_sc, radius_s)
+        own_n = np.linalg.norm(component_nc - centre_sc[np.searchsorted(names, label_n.astype(str))], axis=1)
+        radius_s = np.array([np.median(own_n[label_n == name]) for name in names])
+        return cls(names, centre_sc, radius_s, float(np.quantile(own_n, 0.95)))
 
 
 def _components(feature_bk: np.ndarray, unknown_u: np.ndarray, baseline: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """The window's and the baseline's images in the principal components of unknown images, float64 [., C]."""
+    """The window's and the baseline's images in principal components of all unknown and known ones, float64 [., C]."""
     from sklearn.decomposition import PCA
 
     known_nk = finite(baseline.feature_bk)
@@ -114,9 +118,34 @@ def _components(feature_bk: np.ndarray, unknown_u: np.ndarray, baseline: Sample)
     scale_k = np.maximum(scale_k, np.median(scale_k) / 10)  # a unit that is dead among the known would outweigh all
     scale_k[scale_k == 0] = 1
     window_bk = finite(feature_bk) / scale_k
-    components = min(_COMPONENTS, len(unknown_u), window_bk.shape[1])
-    rotation = PCA(components, svd_solver="full").fit(window_bk[unknown_u])
-    return rotation.transform(window_bk), rotation.transform(known_nk / scale_k)
+    known_nk = known_nk / scale_k
+    both_nk = np.concatenate([window_bk[unknown_u], known_nk])
+    rotation = PCA(min(_COMPONENTS, *both_nk.shape), svd_solver="full").fit(both_nk)
+    return rotation.transform(window_bk), rotation.transform(known_nk)
+
+
+def _grown(component_uc: np.ndarray, core_u: np.ndarray, known: _Known) -> list[np.ndarray]:
+    """HDBSCAN finds the dense core of a cluster, or several: from each centre, all images that are nearest to it.
+
+    Args:
+        component_uc: float64 [U, C].
+        core_u: int64 [U], HDBSCAN's clusters; -1: none.
+        known: sources, whose images stay theirs.
+
+    Returns:
+        for each cluster int64 [M], numbers of its members.
+    """
+    centres: list[np.ndarray] = []
+    for core in np.argsort(-np.bincount(core_u[core_u >= 0]), kind="stable"):
+        centre_c = component_uc[core_u == core].mean(axis=0)
+        if all(np.linalg.norm(centre_c - other_c) > np.median(known.radius_s) for other_c in centres):
+            centres.append(centre_c)
+    if not centres:
+        return []
+    gap_uc = cdist(component_uc, np.concatenate([known.centre_sc, np.stack(centres)]))
+    nearest_u = np.where(gap_uc.min(axis=1) <= known.reach, gap_uc.argmin(axis=1) - len(known.names), -1)
+    members = [np.flatnonzero(nearest_u == place) for place in range(len(centres))]
+    return [member_m for member_m in members if len(member_m) >= _LEAST_MEMBERS]
 
 
 def _newcomer(

@@ -49,7 +49,12 @@ def ray_head(
     inner = {k: v for k, v in environment.items() if k != "RAY_ADDRESS"}
     try:
         with running(command, {**outer, **inner, **(node_env or {})}, Path(folder)):
-            yield {**environment, "TEST_DASHBOARD": f"http://127.0.0.1:{dashboard_port}", "TEST_FOLDER": folder}
+            yield {
+                **environment,
+                "TEST_DASHBOARD": f"http://127.0.0.1:{dashboard_port}",
+                "TEST_METRICS": f"http://127.0.0.1:{metrics_port}/metrics",
+                "TEST_FOLDER": folder,
+            }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
+import time
 from typing import Any
 
 import pytest
@@ -78,6 +79,21 @@ def test_labels_are_short_and_of_harmless_characters(names: list[str]) -> None:
         label = telemetry._bounded("manifpt_images_total", "source", name)
         assert 1 <= len(label) <= 64
         assert label.isascii() and all(c.isalnum() or c in "._:/-" for c in label)
+
+
+def test_while_no_shard_gets_done_what_is_pending_is_told_again(
+    told: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manifpt.telemetry._BEAT_S", 0.01)
+    with Telemetry() as telemetry:
+        telemetry.pending(5)
+        until = time.monotonic() + 10
+        while len(told) < 4 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert told[:4] == [("manifpt_shards_pending", 5, {})] * 4
+    count = len(told)
+    time.sleep(0.05)
+    assert len(told) == count, "it ended"
 
 
 def test_of_a_flood_of_sources_a_hundred_get_a_series_and_the_rest_are_one(told: list[Any]) -> None:

@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +95,18 @@ def swift(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def silent(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Whatever a test does, nothing that was logged or printed, at any level, holds the secret."""
+def said(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
+    """All that was logged, at any level, or printed. Whatever a test does, none of it holds the secret."""
     caplog.set_level(logging.DEBUG)
-    yield
-    said = caplog.text + "".join(capfd.readouterr())
-    assert SECRET not in said
-    assert "localhost" not in said
+    printed: list[str] = []
+
+    def all_of_it() -> str:
+        printed.extend(capfd.readouterr())
+        return caplog.text + "".join(printed)
+
+    yield all_of_it
+    assert SECRET not in all_of_it()
+    assert "localhost" not in all_of_it()
 
 
 @pytest.mark.usefixtures("trusted")
@@ -125,11 +130,11 @@ def test_the_usual_variable_of_openssl_names_the_authority_too(
         assert Webhook(url).deliver([ALERT])
 
 
-def test_a_server_that_nobody_vouches_for_gets_nothing(certificate: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_nobody_vouches_for_gets_nothing(certificate: Path, said: Callable[[], str]) -> None:
     with served([200], certificate) as (url, seen):
         assert not Webhook(url).deliver([ALERT])
         assert not seen
-    assert "webhook_failed alerts=1 why=SSLError" in capsys.readouterr().err
+    assert "webhook_failed alerts=1 why=SSLError" in said()
 
 
 @pytest.mark.usefixtures("trusted")
@@ -144,28 +149,28 @@ def test_what_passes_is_tried_again(certificate: Path, bad: Any) -> None:
 @pytest.mark.usefixtures("trusted")
 @pytest.mark.parametrize(("bad", "why"), [(503, "status_503"), ("drop", "ConnectionError")])
 def test_tries_are_bounded_and_a_failure_is_an_event(
-    certificate: Path, bad: Any, why: str, capsys: pytest.CaptureFixture[str]
+    certificate: Path, bad: Any, why: str, said: Callable[[], str]
 ) -> None:
     with served([bad], certificate) as (url, seen):
         assert not Webhook(url).deliver([ALERT])
     assert len(seen) == 5
-    assert f"webhook_failed alerts=1 why={why}" in capsys.readouterr().err
+    assert f"webhook_failed alerts=1 why={why}" in said()
 
 
 @pytest.mark.usefixtures("trusted")
 @pytest.mark.parametrize("status", [400, 403, 404, 410])
-def test_a_refusal_is_not_tried_again(certificate: Path, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refusal_is_not_tried_again(certificate: Path, status: int, said: Callable[[], str]) -> None:
     with served([status], certificate) as (url, seen):
         assert not Webhook(url).deliver([ALERT])
     assert len(seen) == 1
-    assert f"why=status_{status}" in capsys.readouterr().err
+    assert f"why=status_{status}" in said()
 
 
 @pytest.mark.usefixtures("trusted")
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 @pytest.mark.parametrize("with_tls", [True, False])
 def test_no_redirect_is_followed_to_another_host_or_without_tls(
-    certificate: Path, status: int, with_tls: bool, capsys: pytest.CaptureFixture[str]
+    certificate: Path, status: int, with_tls: bool, said: Callable[[], str]
 ) -> None:
     with (
         served([200], certificate if with_tls else None) as (other, others),
@@ -174,24 +179,24 @@ def test_no_redirect_is_followed_to_another_host_or_without_tls(
         assert not Webhook(url).deliver([ALERT])
     assert len(seen) == 1
     assert not others
-    assert "why=redirected" in capsys.readouterr().err
+    assert "why=redirected" in said()
 
 
 @pytest.mark.usefixtures("trusted")
 def test_a_server_that_does_not_answer_is_given_up(
-    certificate: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    certificate: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
 ) -> None:
     monkeypatch.setattr(webhook, "_DEADLINE_S", 0.5)
     begin = time.monotonic()
     with served(["hang"], certificate) as (url, _):
         assert not Webhook(url).deliver([ALERT])
         assert time.monotonic() - begin < 2.5
-    assert "why=no_answer_in_time" in capsys.readouterr().err
+    assert "why=no_answer_in_time" in said()
 
 
-def test_nobody_there_is_no_error_of_the_scan(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nobody_there_is_no_error_of_the_scan(said: Callable[[], str]) -> None:
     assert not Webhook(f"https://localhost:1/{SECRET}").deliver([ALERT])
-    assert "why=ConnectionError" in capsys.readouterr().err
+    assert "why=ConnectionError" in said()
 
 
 def test_without_alerts_nothing_is_sent() -> None:
