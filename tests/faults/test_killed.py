@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.helpers.cluster import ROOT, job, must, workers_of
+from tests.helpers.cluster import ROOT, commits, first_commits, job, must, workers_of
 from tests.helpers.images import repeated, sample_files, tree_bytes, write_files
 
 KILLS = 10
@@ -46,11 +46,6 @@ def start(folder: Path, output: str, env: Mapping[str, str]) -> subprocess.Popen
     return subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def commits(run: Path) -> dict[str, bytes]:
-    folder = run / "commits"
-    return {path.name: path.read_bytes() for path in folder.glob("*.json")} if folder.exists() else {}
-
-
 def check_same(folder: Path, output: str) -> None:
     undisturbed, run = folder / "undisturbed", folder / output
     assert (run / "_SUCCESS").exists()
@@ -59,13 +54,6 @@ def check_same(folder: Path, output: str) -> None:
     assert not list(run.rglob("*.tmp")), "a temporary file was left behind"
     summaries = [json.loads((path / "summary.json").read_text()) for path in (run, undisturbed)]
     assert summaries[0]["spaces"] == summaries[1]["spaces"]
-
-
-def first_commits(run: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    """Waits until some shards are done."""
-    deadline = time.monotonic() + 90
-    while len(commits(run)) < count and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 def test_the_driver_is_killed_ten_times(workplace: Path, cluster: dict[str, str]) -> None:

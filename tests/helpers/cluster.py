@@ -115,6 +115,34 @@ def job(
     )
 
 
+@contextlib.contextmanager
+def started(
+    name: str, *arguments: object, env: Mapping[str, str] | None = None, log: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """jobs/NAME.py while it runs; killed if it still does at the end."""
+    command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, arguments)]
+    with open(log or os.devnull, "ab") as file:
+        process = subprocess.Popen(command, env={**os.environ, **(env or {})}, stdout=file, stderr=file)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def commits(run: Path) -> dict[str, bytes]:
+    """Of a local run, by name."""
+    folder = run / "commits"
+    return {path.name: path.read_bytes() for path in folder.glob("*.json")} if folder.exists() else {}
+
+
+def first_commits(run: Path, count: int, process: subprocess.Popen[bytes], timeout_s: float = 90) -> None:
+    """Waits until some shards are done."""
+    deadline = time.monotonic() + timeout_s
+    while len(commits(run)) < count and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def must(result: subprocess.CompletedProcess[str]) -> str:
     """The standard output of a job that had to succeed."""
     assert result.returncode == 0, f"exit {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
