@@ -8,7 +8,7 @@ LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet pypr
   --constraints .venv/tested.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
   --generate-hashes --no-emit-index-url --no-annotate
 
-.PHONY: demo test bench audit lint lock sbom format
+.PHONY: demo test bench audit fuzz lint lock sbom format
 
 demo: $(INSTALLED)
 	$(BIN)/python jobs/compute_artifacts.py
@@ -22,6 +22,10 @@ bench: $(INSTALLED)
 # Known holes in what an image is made of, and secrets in the repository; ruff's S rules look at the code in `lint`.
 audit: $(INSTALLED)
 	$(BIN)/python -m tests.audit
+
+# Twenty minutes; what fails lies in fuzz-failures/.
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -12,7 +12,7 @@ import tyro
 import yaml
 
 from manifpt.errors import ConfigError, StorageError, TooManyRejected, WorkerError
-from manifpt.log import event
+from manifpt.log import event, printable
 from manifpt.termination import EXIT_CODE, Terminated, terminable
 
 __all__ = [
@@ -449,16 +449,16 @@ def run_command(command: Callable[[], None]) -> int:
         event("terminated", hint="the same command goes on from here")
         return EXIT_CODE
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except TooManyRejected as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 3
     except StorageError as error:
         event("storage_failed", error=error)
         print("error: storage failed; the same command goes on where this one stopped.", file=sys.stderr)
         return 1
     except WorkerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     return 0

@@ -18,6 +18,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import PIL
@@ -30,6 +31,13 @@ __all__ = ["DECODER", "MAX_BYTES", "MAX_PIXELS", "content_hash", "decode", "deco
 DECODER = "pillow/1"  # library and version of the rule above; another one makes other pixels
 MAX_BYTES = 256 << 20
 MAX_PIXELS = 1 << 26  # 8192 x 8192
+
+# Of what takes far more of a machine than its size says. WebP's decoder holds an image four times; Pillow parses run
+# lengths of a bitmap and numbers of a PNM in Python; and a JPEG may say everything a thousand times over.
+_MAX_WEBP_PIXELS = 1 << 24
+_MAX_PARSED_BYTES = 1 << 20
+_PARSED = {"bmp_rle", "ppm", "ppm_plain"}
+_MAX_SCANNED_PIXELS = 1 << 30
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _DIRECT = {"RGB", "L", "1", "P", "PA", "RGBA", "RGBX", "LA", "La", "RGBa", "CMYK", "YCbCr"}
@@ -73,13 +81,15 @@ def decode(data: bytes) -> np.ndarray:
         warnings.simplefilter("ignore")  # Pillow's bomb warning, whose limit is higher than ours, and those on metadata
         image = _opened(data)
         try:
-            _check_header(image)
+            _check_header(image, data)
             image.load()
-            return _as_rgb(_upright(image))
+            image_hwc, orientation = _as_rgb(image), _orientation(image)
         except Image.DecompressionBombError as error:
             raise BadImage(RejectReason.TOO_LARGE, str(error)) from error
         except _DECODE_ERRORS as error:
             raise _damaged(error, data) from error
+    del image  # a turned copy needs its room
+    return np.ascontiguousarray(_TURNS[orientation](image_hwc)) if orientation in _TURNS else image_hwc
 
 
 class _Watched(io.BytesIO):
@@ -108,17 +118,25 @@ def _opened(data: bytes) -> Image.Image:
         raise _damaged(error, data) from error
 
 
-def _check_header(image: Image.Image) -> None:
+def _check_header(image: Image.Image, data: bytes) -> None:
     """Refuses what must not, or can't, be decoded."""
+    most_px = _MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS
     # A TIFF's tiles are decoded whole, however small the image is that they cover.
     tags = getattr(image, "tag_v2", {})
     for width_px, height_px in (image.size, (tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0))):
         if not (isinstance(width_px, int) and isinstance(height_px, int)):  # text times a number is a bomb of its own
             raise BadImage(RejectReason.CORRUPT, "a tile's size is no number")
-        if width_px * height_px > MAX_PIXELS:
-            raise BadImage(RejectReason.TOO_LARGE, f"{width_px} x {height_px} pixels; the limit is {MAX_PIXELS}")
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # an MPO's first frame is the photograph
-        raise BadImage(RejectReason.ANIMATED, f"{image.format} with {image.n_frames} frames")  # type: ignore[attr-defined]
+        if width_px * height_px > most_px:
+            raise BadImage(RejectReason.TOO_LARGE, f"{width_px} x {height_px} pixels; the limit is {most_px}")
+    if len(data) > _MAX_PARSED_BYTES and any(tile[0] in _PARSED for tile in getattr(image, "tile", ())):
+        detail = f"{len(data)} bytes of {image.format} in a slow form; the limit is {_MAX_PARSED_BYTES}"
+        raise BadImage(RejectReason.TOO_LARGE, detail)
+    scans = data.count(_START_OF_SCAN) if image.format in ("JPEG", "MPO") else 0
+    if scans * image.size[0] * image.size[1] > _MAX_SCANNED_PIXELS:
+        raise BadImage(RejectReason.TOO_LARGE, f"{scans} scans of {image.size[0]} x {image.size[1]} pixels")
+    # Not `n_frames`, for which some formats read all of them. An MPO's first frame is the photograph.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise BadImage(RejectReason.ANIMATED, f"{image.format} with several frames")
     if image.mode in _SIXTEEN_BIT and image.format == "TIFF":
         kind = (tags.get(_BITS), tags.get(_PHOTOMETRIC), tags.get(_SAMPLE_FORMAT, (1,)))
         if kind != ((16,), 1, (1,)):  # 12, 32, signed, inverted: Pillow leaves them as they are
@@ -128,16 +146,17 @@ def _check_header(image: Image.Image) -> None:
 # The signatures that no text starts with by chance.
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _BITS, _PHOTOMETRIC, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 258, 262, 274, 322, 323, 339
-_TURNS = dict(
-    enumerate(
-        (
-            Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
-            Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
-            Image.Transpose.ROTATE_90,
-        ),
-        start=2,
-    )
-)  # fmt: skip
+_START_OF_SCAN = b"\xff\xda"
+# How an array [H, W, 3] is turned upright, by the value of EXIF's tag.
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a[::-1].transpose(1, 0, 2),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: a.transpose(1, 0, 2)[::-1],
+}
 
 # What Pillow's plugins raise on damaged data. A MemoryError is ours to see, not a property of the image.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError,
@@ -155,17 +174,31 @@ def _damaged(error: BaseException, data: bytes) -> BadImage:
     return BadImage(RejectReason.TRUNCATED if short else RejectReason.CORRUPT, text)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
+    """EXIF's; 1, as it is, where there is none."""
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        return int(image.getexif().get(_ORIENTATION, 1))
     except _DECODE_ERRORS:  # metadata that contradict their format say nothing of the pixels
-        return image
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
+        return 1
+
+
+_BAND_PX = 1 << 21  # converted at a time: several copies of a large image would be gigabytes
 
 
 def _as_rgb(image: Image.Image) -> np.ndarray:
     """A contiguous array of its own."""
+    width_px, height_px = image.size
+    rows = max(1, _BAND_PX // max(1, width_px))
+    if rows >= height_px:
+        return _band_as_rgb(image)
+    image_hwc = np.empty((height_px, width_px, 3), np.uint8)
+    for top in range(0, height_px, rows):
+        band = image.crop((0, top, width_px, min(top + rows, height_px)))
+        image_hwc[top : top + rows] = _band_as_rgb(band)
+    return image_hwc
+
+
+def _band_as_rgb(image: Image.Image) -> np.ndarray:
     if image.mode in _SIXTEEN_BIT:
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)

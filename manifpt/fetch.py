@@ -17,14 +17,16 @@ from manifpt.storage import is_local, is_of_storage, store_of
 __all__ = ["fetch", "image_column"]
 
 _USUAL_COLUMNS = ("image", "img", "jpg", "png", "image_bytes")  # another binary column may hold a digest
+_CELLS_BYTES = 256 << 20  # of cells in memory
 _THREADS = 32  # requests in flight: small objects wait for latency, not for bandwidth
 _LOCAL_THREADS = 4  # files: more would only wait for each other
 
 
 def image_column(schema: pa.Schema) -> str | None:
     """The column that holds images: a usual name where it can, else the first of binary or `struct<bytes, ...>`."""
-    names = sorted(schema.names, key=lambda name: (name not in _USUAL_COLUMNS, schema.names.index(name)))
-    return next((name for name in names if _is_image(schema.field(name).type)), None)
+    # By number, since a name may be there twice; such a column can't be asked for.
+    found = [field.name for field in schema if _is_image(field.type) and schema.names.count(field.name) == 1]
+    return min(found, key=lambda name: (name not in _USUAL_COLUMNS, found.index(name)), default=None)
 
 
 def _is_image(kind: pa.DataType) -> bool:
@@ -136,12 +138,18 @@ def _parquet_cells(rows: list[dict[str, Any]]) -> dict[tuple[str, int], bytes | 
                 cells.update(((uri, number), cell) for number, cell in _read_cells(pq.ParquetFile(stream), numbers))
         except (FileNotFoundError, PermissionError) as error:
             cells.update(((uri, number), _as_bad(error)) for number in numbers)
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError, ValueError, LookupError) as error:
             if is_of_storage(error):
                 raise StorageError(str(error)) from error
             bad = BadImage(RejectReason.CORRUPT, f"Parquet: {error}")
             cells.update(((uri, number), cells.get((uri, number), bad)) for number in numbers)
     return cells
+
+
+def _chunk_bytes(metadata: pq.FileMetaData, group: int, column: str) -> int:
+    """Of a column in one row group, before compression: no value of it is longer."""
+    chunks = [metadata.row_group(group).column(n) for n in range(metadata.num_columns)]
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
 
 
 def _read_cells(file: pq.ParquetFile, numbers: list[int]) -> Iterator[tuple[int, bytes | BadImage]]:
@@ -158,9 +166,16 @@ def _read_cells(file: pq.ParquetFile, numbers: list[int]) -> Iterator[tuple[int,
         here = [number for number in remaining if start <= number < stop]
         if here:
             is_struct = pa.types.is_struct(file.schema_arrow.field(column).type)
-            # Batches keep the memory to a few cells where one group holds a whole data set.
-            position = start
-            for batch in file.iter_batches(1024, row_groups=[group], columns=[column], use_threads=False):
+            size_bytes = _chunk_bytes(file.metadata, group, column)
+            if size_bytes > MAX_BYTES * (stop - start):
+                bad = BadImage(RejectReason.TOO_LARGE, f"Parquet: {size_bytes} bytes in {stop - start} rows")
+                yield from ((number, bad) for number in here)
+                remaining, start = remaining[len(here) :], stop
+                continue
+            # Batches keep the memory to a few cells where one group holds a whole data set. A dictionary's value may
+            # stand in every row, so that a file of a kilobyte holds a terabyte: that many rows at once none can fill.
+            position, most = start, max(1, min(1024, _CELLS_BYTES // max(1, size_bytes)))
+            for batch in file.iter_batches(most, row_groups=[group], columns=[column], use_threads=False):
                 for number in [n for n in here if position <= n < position + len(batch)]:
                     cell = batch.column(0)[number - position]
                     value = cell.get("bytes") if is_struct and cell.is_valid else cell

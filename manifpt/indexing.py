@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from manifpt.documents import check_rows, json_of
 from manifpt.errors import ConfigError
 from manifpt.fetch import image_column
 from manifpt.manifest import COLUMNS, SHARD_COLUMNS
@@ -27,6 +28,8 @@ _FORMATS = {
     "apng": "png", "bmp": "bmp", "gif": "gif", "jfif": "jpeg", "jpe": "jpeg", "jpeg": "jpeg", "jpg": "jpeg",
     "pbm": "ppm", "pgm": "ppm", "png": "png", "pnm": "ppm", "ppm": "ppm", "tif": "tiff", "tiff": "tiff", "webp": "webp",
 }  # fmt: skip
+_MOST_JSON_BYTES = 16 << 20  # of one sample
+_MOST_LABEL_BYTES = 1 << 16
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 BATCH_ROWS = 16_384
 
@@ -226,11 +229,10 @@ def _open_tar(stream: Any, uri: str) -> tarfile.TarFile:
 
 
 def _json_fields(tar: tarfile.TarFile, member: tarfile.TarInfo, uri: str) -> dict[str, Any]:
+    if member.size > _MOST_JSON_BYTES:
+        raise ConfigError(f"{uri}: {member.name!r} has {member.size} bytes of JSON; {_MOST_JSON_BYTES} are allowed.")
     stream = tar.extractfile(member)
-    try:
-        loaded = json.loads(stream.read()) if stream else None
-    except ValueError as error:
-        raise ConfigError(f"{uri}: {member.name} is no JSON ({error}).") from error
+    loaded = json_of(stream.read(), f"{uri}: {member.name}") if stream else None
     return loaded if isinstance(loaded, dict) else {}
 
 
@@ -269,24 +271,31 @@ def _parquet_batches(entry: Entry, options: IndexOptions, skipped: Counter[str])
     with _opened(entry.uri) as stream:
         try:
             file = pq.ParquetFile(stream)
+            schema = file.schema_arrow
+            # One long text in a dictionary may stand in every row: it is looked at before it is written out.
+            texts = [f.name for f in schema if f.name in options.fields() and f.type in (pa.string(), pa.binary())]
+            if texts and len(set(schema.names)) == len(schema):
+                file = pq.ParquetFile(stream, metadata=file.metadata, read_dictionary=texts)
         except (pa.ArrowException, OSError, ValueError) as error:
             if is_of_storage(error):
                 raise
             raise ConfigError(f"{entry.uri} is no Parquet file ({error}); write it again, or leave it out.") from error
-        schema = file.schema_arrow
+        check_rows(file.metadata, entry.size_bytes, entry.uri)
         if image_column(schema) is None:
             skipped["parquet without an image column"] += 1
             return
         for name in options.fields():
             if name not in schema.names:
                 raise ConfigError(f"{entry.uri} has no column {name!r}; it has {', '.join(schema.names)}.")
-        known = [name for name in ("format", "width", "height") if name in schema.names]
+            if schema.names.count(name) > 1:
+                raise ConfigError(f"{entry.uri} has several columns {name!r}; write it again with one.")
+        known = [name for name in ("format", "width", "height") if schema.names.count(name) == 1]
         row = 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             try:
                 table = file.read_row_group(group, columns=list(dict.fromkeys([*options.fields(), *known])))
-            except (pa.ArrowException, OSError, ValueError) as error:
+            except (pa.ArrowException, OSError, ValueError, LookupError) as error:
                 if is_of_storage(error):
                     raise
                 raise ConfigError(f"{entry.uri} is damaged ({error}); write it again, or leave it out.") from error
@@ -343,12 +352,26 @@ def _parquet_batch(entry: Entry, table: pa.Table, rows: range, options: IndexOpt
 
 def _column(table: pa.Table, name: str, kind: pa.DataType | None, uri: str) -> pa.Array:
     """One column, as `kind` or as the type it has; a dictionary's values, since another file may have another one."""
-    found = table[name].combine_chunks()
+    kind_there = table.schema.field(name).type
     if kind is None:
-        kind = found.type.value_type if pa.types.is_dictionary(found.type) else found.type
+        kind = kind_there.value_type if pa.types.is_dictionary(kind_there) else kind_there
     try:
+        found = table[name].combine_chunks()
+        found.validate(full=True)  # a dictionary's numbers too
+        _refuse_long(found, name, uri)
         found = found.cast(kind)
         found.validate(full=True)  # Parquet promises UTF-8, and Arrow believes it
         return found
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except pa.ArrowException as error:
         raise ConfigError(f"{uri}: column {name!r} can't be read as {kind} ({error}).") from error
+
+
+def _refuse_long(column: pa.Array, name: str, uri: str) -> None:
+    """Raises:
+    ConfigError: a dictionary has a text that no label is as long as.
+    """
+    if not (pa.types.is_dictionary(column.type) and column.type.value_type in (pa.string(), pa.binary())):
+        return
+    longest = pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+    if longest > _MOST_LABEL_BYTES:
+        raise ConfigError(f"{uri}: column {name!r} has a text of {longest} bytes; {_MOST_LABEL_BYTES} are allowed.")

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["Progress", "event"]
+__all__ = ["Progress", "event", "printable"]
 
 _EVERY_S = 10.0
 _WINDOW_S = 60.0  # of the rate that the ETA follows: shards come in bursts
@@ -30,7 +30,12 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.1f}" if abs(value) >= 1 else f"{value:.3g}"
     text = str(value)
-    return json.dumps(text) if any(c in text for c in ' "=\n') or not text else text
+    return json.dumps(text) if any(c in text for c in ' "=') or not text or not text.isprintable() else text
+
+
+def printable(text: str) -> str:
+    """Of one or several lines, without what a terminal obeys: a key or a label may come from anybody."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 class Progress:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from manifpt.documents import check_columns, check_rows, parquet_errors
 from manifpt.errors import ConfigError
 from manifpt.sorting import sorted_tables
 from manifpt.storage import is_of_storage, sha256_of, store_of
@@ -122,15 +123,22 @@ class Manifest:
             if is_of_storage(error):
                 raise
             raise ConfigError(f"{uri} is no Parquet file; make a manifest with jobs/index_images.py.") from error
+        with parquet_errors(uri):
+            self._open()
+
+    def _open(self) -> None:
+        uri = self.uri
         self.schema: pa.Schema = self._file.schema_arrow
         missing = [name for name in COLUMNS.names if name not in self.schema.names]
         if missing:
             raise ConfigError(f"{uri} is no manifest: it has no column {missing[0]!r}; use jobs/index_images.py.")
+        check_columns(self.schema, f"The manifest {uri}", {field.name: field.type for field in COLUMNS})
         self.rows: int = self._file.metadata.num_rows
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._ends = list(itertools.accumulate(counts))
         entry = store_of(uri).stat(uri)
         self.etag = entry.etag if entry else ""
+        check_rows(self._file.metadata, entry.size_bytes if entry else 0, f"The manifest {uri}")
 
     @property
     def kept_columns(self) -> list[str]:
@@ -142,12 +150,24 @@ class Manifest:
         return sha256_of(self.uri)
 
     def read(self, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
-        """Rows `start` to `stop`, in the order of the file."""
+        """Rows `start` to `stop`, in the order of the file.
+
+        Raises:
+            ConfigError: the file is damaged there.
+        """
         stop = min(stop, self.rows)
         first = bisect.bisect_right(self._ends, start)
         last = bisect.bisect_left(self._ends, stop)
-        table = self._file.read_row_groups(list(range(first, last + 1)), columns=columns, use_threads=False)
-        return table.slice(start - (self._ends[first - 1] if first else 0), stop - start)
+        with parquet_errors(self.uri):
+            table = self._file.read_row_groups(list(range(first, last + 1)), columns=columns, use_threads=False)
+            table = table.slice(start - (self._ends[first - 1] if first else 0), stop - start)
+            table.validate(full=True)  # Parquet promises UTF-8, and Arrow believes it
+        lacking = [
+            f.name for f in COLUMNS if not f.nullable and f.name in table.column_names and table[f.name].null_count
+        ]
+        if lacking or len(table) != max(0, stop - start):
+            raise ConfigError(f"{self.uri} is damaged (rows without {', '.join(lacking) or 'columns'}): index again.")
+        return table
 
     def close(self) -> None:
         self._file.close(force=True)  # the stream is ours

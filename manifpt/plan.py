@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from manifpt.alterations import NONE
+from manifpt.documents import json_of, object_of
 from manifpt.errors import ConfigError, PlanMismatch
 from manifpt.estimates.spec import Estimate
 from manifpt.spaces import SpaceSpec
@@ -168,7 +169,7 @@ def publish_facts(uri: str, facts: Mapping[str, Any], what: str) -> None:
     """
     if _published(uri, facts):
         return
-    there = json.loads(store_of(uri).read(uri))
+    there = object_of(json_of(store_of(uri).read(uri), uri), uri, {})
     differing = [name for name in facts if there.get(name) != json.loads(json.dumps(facts[name]))]
     if differing:
         folder = uri.rpartition("/")[0]
@@ -198,11 +199,9 @@ def check_plan(plan: Plan, output: str) -> None:
     """
     uri = join(output, "plan.json")
     try:
-        there = json.loads(store_of(uri).read(uri))
+        there = object_of(json_of(store_of(uri).read(uri), uri), uri, {})
     except FileNotFoundError:
         return
-    except ValueError as error:
-        raise ConfigError(f"{uri} is no plan; choose an empty folder for --output.") from error
     differing = [words for field, words in _FIELDS.items() if there.get(field) != plan.semantic().get(field)]
     if differing:
         raise PlanMismatch(

@@ -5,7 +5,6 @@ Legend: B images, D dimensions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 from manifpt.alterations import NONE, altered_as
 from manifpt.artifacts import tensor_column
 from manifpt.decode import content_hash, decode
+from manifpt.documents import Kinds, json_of, object_of
 from manifpt.errors import BadImage, ConfigError
 from manifpt.estimates import Estimate
 from manifpt.estimates.residual import artifacts_of, projected_in
@@ -28,6 +28,12 @@ from manifpt.storage import join, store_of
 
 __all__ = ["ArtifactReader", "read_artifacts", "read_plain_plan", "read_plan"]
 
+_PLAN: Kinds = {
+    "task": str, "manifest_uri": str, "manifest_digest": str, "rows": int, "shard_rows": int, "spaces": list,
+    "reference_uri": str, "reference_digest": str, "dtype": str, "inline": list, "decoder": str,
+}  # fmt: skip
+_OPTIONAL: Kinds = {"projection": str, "reference_shards": int, "alter": str}
+
 
 def read_plan(output: str) -> Plan:
     """The plan of a run folder.
@@ -36,9 +42,14 @@ def read_plan(output: str) -> Plan:
         ConfigError: there is none.
     """
     try:
-        document = json.loads(store_of(output).read(join(output, "plan.json")))
+        data = store_of(output).read(join(output, "plan.json"))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no run at {output}; make one with jobs/compute_artifacts.py.") from error
+    where = f"The plan of {output}"
+    document = object_of(json_of(data, where), where, _PLAN)
+    object_of(document, where, {name: kind for name, kind in _OPTIONAL.items() if name in document})
+    if document["shard_rows"] < 1 or document["rows"] < 0:
+        raise ConfigError(f"{where} is damaged (rows or shard_rows): make the run again.")
     fields = {name: document[name] for name in Plan.__dataclass_fields__ if name in document}
     fields["spaces"] = tuple(SpaceSpec.from_json(spec) for spec in document["spaces"])
     fields["inline"] = tuple(document["inline"])

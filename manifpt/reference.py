@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import tempfile
@@ -26,15 +27,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifpt.artifacts import tensor_column, to_numpy
 from manifpt.decode import DECODER, decoder_versions
+from manifpt.documents import Kinds, check_columns, json_of, object_of, table_of
 from manifpt.errors import ConfigError
 from manifpt.plan import Plan
 from manifpt.projection import NearestProjector, Rows
 from manifpt.search import Choice, Vectors, choose_search, is_small
-from manifpt.shards import read_commits, read_part
+from manifpt.shards import is_part_path, read_commits, read_part
 from manifpt.spaces import Space, SpaceSpec, make_space
 from manifpt.storage import join, store_of
 
@@ -78,6 +81,10 @@ class Bundle:
     searches: dict[str, Choice]
 
 
+_BUNDLE: Kinds = {"digest": str, "images": int, "parts": dict, "dims": dict, "weights": dict, "versions": dict,
+                  "spaces": list}  # fmt: skip
+
+
 def open_bundle(uri: str) -> Bundle:
     """Reads `bundle.json`.
 
@@ -85,27 +92,41 @@ def open_bundle(uri: str) -> Bundle:
         ConfigError: there is none, or one that this version's decoder does not fit.
     """
     try:
-        document = json.loads(store_of(uri).read(join(uri, "bundle.json")))
+        data = store_of(uri).read(join(uri, "bundle.json"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"There is no finished reference bundle at {uri}; make one with jobs/build_reference.py."
         ) from error
-    except (PermissionError, ValueError) as error:
+    except PermissionError as error:
         raise ConfigError(f"Can't read the reference bundle {uri}: {error}.") from error
+    where = f"The reference bundle {uri}"
+    document = object_of(json_of(data, where), where, {"decoder": str})
     if document["decoder"] != DECODER:
         raise ConfigError(
             f"The reference {uri} was decoded by {document['decoder']} and this version decodes by {DECODER}, to other "
             f"pixels. Build the reference again."
         )
-    weights = document["weights"]
-    versions = {name: document["versions"][name] for name in decoder_versions()}
-    spaces = {
-        fields["name"]: replace(SpaceSpec.from_json(fields), weights=weights.get(fields["name"]))
-        for fields in document["spaces"]
-    }
-    searches = {name: Choice.from_json(document.get("searches", {}).get(name)) for name in spaces}
+    document = object_of(document, where, _BUNDLE)
+    versions = object_of(document["versions"], where, dict.fromkeys(decoder_versions(), str))
+    weights, stated = document["weights"], object_of(document.get("searches", {}), where, {})
+    specs = [SpaceSpec.from_json(fields) for fields in document["spaces"]]
+    spaces = {spec.name: replace(spec, weights=weights.get(spec.name)) for spec in specs}
+    object_of(weights, where, {name: str for name in spaces if name in weights})
+    object_of(document["dims"], where, dict.fromkeys(spaces, int))
+    for key in {spec.code_key for spec in specs}:
+        for part in object_of(document["parts"], where, {key: list})[key]:
+            path = object_of(part, where, {"path": str, "rows": int, "sha256": str})["path"]
+            if not is_part_path(path):
+                raise ConfigError(f"{where} names {path!r:.120}, which is no part of it: build the reference again.")
     return Bundle(
-        uri, spaces, document["digest"], document["images"], document["parts"], document["dims"], versions, searches
+        uri=uri,
+        spaces=spaces,
+        digest=document["digest"],
+        images=document["images"],
+        parts=document["parts"],
+        dims=document["dims"],
+        decoder_versions={name: versions[name] for name in decoder_versions()},
+        searches={name: Choice.from_json(stated.get(name)) for name in spaces},
     )
 
 
@@ -221,14 +242,22 @@ def code_table(rows: pa.Table, codes: np.ndarray, metadata: dict[str, str]) -> p
 
 
 def codes_of(table: pa.Table) -> np.ndarray:
-    """The inverse of `code_table`: uint8 or float32 [N, ...]."""
-    shape = (table.schema.metadata or {}).get(b"manifpt.code_shape")
-    if shape is None:
-        return to_numpy(table["code"])
+    """The inverse of `code_table`: uint8 or float32 [N, ...].
+
+    Raises:
+        ConfigError: the column is of another type, or its shape is not that of its bytes.
+    """
+    stated = (table.schema.metadata or {}).get(b"manifpt.code_shape")
     column = table["code"].combine_chunks()
+    if isinstance(column.type, pa.FixedShapeTensorType) and column.type.value_type == pa.float32():
+        return to_numpy(table["code"])
+    shape = json_of(stated or b"null", "A code's shape")
+    is_shape = isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)
+    if not is_shape or not pa.types.is_fixed_size_binary(column.type) or math.prod(shape) != column.type.byte_width:
+        raise ConfigError("Codes are damaged (their shape is not that of their bytes): build the reference again.")
     width = column.type.byte_width
     raw = np.frombuffer(column.buffers()[1], np.uint8)[column.offset * width : (column.offset + len(column)) * width]
-    return raw.reshape(-1, *json.loads(shape))
+    return raw.reshape(-1, *shape)
 
 
 class Codes:
@@ -307,7 +336,26 @@ def _verified_parts(bundle: Bundle, key: str) -> Iterator[pa.Table]:
             raise ConfigError(f"{uri} is gone: the bundle is damaged. Build the reference again.") from error
         if hashlib.sha256(data).hexdigest() != part["sha256"]:
             raise ConfigError(f"{uri} was changed after the bundle was finished. Build the reference again.")
-        yield pq.read_table(pa.BufferReader(data), use_threads=False)
+        table = table_of(data, uri, [*LISTED_COLUMNS, "code"])
+        if len(table) != part["rows"]:
+            raise ConfigError(
+                f"{uri} has {len(table)} rows, and its bundle says {part['rows']}: build the reference again."
+            )
+        yield _checked(table, uri)
+
+
+_KINDS = {"offset": pa.int64(), "size_bytes": pa.int64()}
+
+
+def _checked(table: pa.Table, uri: str) -> pa.Table:
+    """A part, whose columns are what they are called."""
+    check_columns(table.schema, uri, {name: _KINDS.get(name, pa.string()) for name in LISTED_COLUMNS})
+    is_hash = pc.all(
+        pc.and_(pc.string_is_ascii(table["content_hash"]), pc.less_equal(pc.binary_length(table["content_hash"]), 32))
+    )
+    if not is_hash.as_py() or any(table[name].null_count for name in ("image_id", "uri", "content_hash", "code")):
+        raise ConfigError(f"{uri} is no part of a reference (rows without values). Build the reference again.")
+    return table
 
 
 class Reference:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifpt.artifacts import parquet_bytes
+from manifpt.documents import Kinds, json_of, object_of, table_of
 from manifpt.errors import ConfigError
 from manifpt.storage import join, store_of
 
-__all__ = ["REJECTED_COLUMNS", "Rejected", "commit_shard", "committed_shards", "part_path", "read_commits", "read_part",
-           "reject_reasons", "tally", "write_rejected"]  # fmt: skip
+__all__ = ["REJECTED_COLUMNS", "Rejected", "commit_shard", "committed_shards", "is_part_path", "part_path",
+           "read_commits", "read_part", "reject_reasons", "tally", "write_rejected"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,19 @@ def part_path(group: str, name: str, shard: int) -> str:
     return f"{group}/{name}/part-{shard:05d}.parquet"
 
 
+# The second step is a code's or a space's name: nothing in it may lead out of the folder.
+_PATH = re.compile(r"((artifacts|embeddings)/(?!\.)[^/\\\x00-\x1f]+|attributions)/part-\d{5,}\.parquet")
+
+
+def is_part_path(path: str) -> bool:
+    """Whether it is that of a part of ours."""
+    return _PATH.fullmatch(path) is not None
+
+
 def read_part(output: str, path: str, columns: list[str] | None = None) -> pa.Table:
     """One part."""
     uri = join(output, path)
-    return pq.read_table(pa.BufferReader(store_of(uri).read(uri)), columns=columns, use_threads=False)
+    return table_of(store_of(uri).read(uri), uri, columns)
 
 
 def commit_shard(
@@ -99,8 +110,7 @@ def commit_shard(
     uri = join(output, "commits", f"{shard:05d}.json")
     if store_of(uri).create(uri, json.dumps(commit).encode()):
         return commit
-    first: dict[str, Any] = json.loads(store_of(uri).read(uri))
-    return first
+    return _commit_of(store_of(uri).read(uri), uri, shard)
 
 
 def _adopted(uri: str, data: bytes, table: pa.Table) -> tuple[bytes, pa.Table]:
@@ -109,8 +119,8 @@ def _adopted(uri: str, data: bytes, table: pa.Table) -> tuple[bytes, pa.Table]:
     if there == data:
         return data, table
     try:
-        found = pq.read_table(pa.BufferReader(there), use_threads=False)
-    except (pa.ArrowInvalid, OSError):  # truncated by a file system, say: no run of ours leaves such a file
+        found = table_of(there, uri)
+    except ConfigError:  # truncated by a file system, say: no run of ours leaves such a file
         store_of(uri).write(uri, data)
         return data, table
     if (found.schema.metadata or {}).get(b"manifpt.plan_digest") != table.schema.metadata[b"manifpt.plan_digest"]:
@@ -150,6 +160,49 @@ def _names(parts: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
     return {path.split("/")[1]: table for path, table in parts.items()}
 
 
+_COMMIT: Kinds = {"shard": int, "parts": dict, "rejected": list, "rejected_images": int, "statistics": dict,
+                  "seconds": dict}  # fmt: skip
+_PART: Kinds = {"rows": int, "bytes": int, "sha256": str}
+
+
+def _commit_of(data: bytes, uri: str, shard: int) -> dict[str, Any]:
+    """A commit, as far as others rely on it.
+
+    Raises:
+        ConfigError: it is none, or that of another shard.
+    """
+    commit = object_of(json_of(data, uri), uri, _COMMIT)
+    for path, part in commit["parts"].items():
+        object_of(part, f"{uri}: part {path!r:.120}", _PART)
+    is_good = (
+        commit["shard"] == shard
+        and all(map(is_part_path, commit["parts"]))
+        and all(_is_rejected(row) for row in commit["rejected"])
+        and all(_is_number(value) for value in commit["seconds"].values())
+        and all(
+            isinstance(of_space, dict)
+            and all(isinstance(sums, dict) and all(map(_is_number, sums.values())) for sums in of_space.values())
+            for of_space in commit["statistics"].values()
+        )
+    )
+    if not is_good:
+        raise ConfigError(f"{uri} is damaged: delete it, and the same command computes its shard again.")
+    return commit
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_rejected(row: Any) -> bool:
+    """Whether it is the fields of a `Rejected`, of which only the space may be null."""
+    return (
+        isinstance(row, list)
+        and len(row) == len(REJECTED_COLUMNS)
+        and all(isinstance(v, str) or (v is None and REJECTED_COLUMNS.names[n] == "space") for n, v in enumerate(row))
+    )
+
+
 def committed_shards(output: str) -> set[int]:
     """Numbers of the shards that are done: one list call a thousand."""
     uri = join(output, "commits")
@@ -165,8 +218,7 @@ def read_commits(output: str, shards: Sequence[int]) -> Iterator[dict[str, Any]]
 
     def read(shard: int) -> dict[str, Any]:
         uri = join(output, "commits", f"{shard:05d}.json")
-        commit: dict[str, Any] = json.loads(store_of(uri).read(uri))
-        return commit
+        return _commit_of(store_of(uri).read(uri), uri, shard)
 
     with ThreadPoolExecutor(16) as pool:
         for start in range(0, len(shards), 256):  # a million commits must not be in memory at once

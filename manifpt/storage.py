@@ -174,8 +174,8 @@ class LocalStore:
             raise FileNotFoundError(str(error)) from error
 
     def stat(self, uri: str) -> Entry | None:
-        path = _path(uri)
         try:
+            path = _path(uri)
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -312,7 +312,13 @@ def _uri(path: bytes) -> str:
 
 
 def _path(uri: str) -> bytes:
-    return _unquote_bytes(uri[len("file://") :]) if uri.startswith("file://") else os.fsencode(uri)
+    try:
+        path = _unquote_bytes(uri[len("file://") :]) if uri.startswith("file://") else os.fsencode(uri)
+    except UnicodeEncodeError:
+        path = b"\0"
+    if b"\0" in path:  # no file system has such a name, and a manifest may
+        raise FileNotFoundError(errno.ENOENT, "a name that no file can have", uri)
+    return path
 
 
 _LOCAL = LocalStore()

@@ -12,6 +12,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from manifpt.documents import json_of, object_of
 from manifpt.errors import ConfigError
 from manifpt.storage import join, store_of
 
@@ -51,12 +52,11 @@ def trained_config(uri: str, what: str, job: str, needed: Collection[str]) -> di
         ConfigError: there is none, a damaged one, or one of another format.
     """
     try:
-        document: Any = json.loads(store_of(uri).read(join(uri, "config.json")))
+        data = store_of(uri).read(join(uri, "config.json"))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no finished {what} at {uri}; make one with jobs/{job}.py.") from error
-    except ValueError:
-        document = {}
-    if not isinstance(document, dict) or not {"format", "weights_sha256", *needed} <= set(document):
+    document = object_of(json_of(data, f"The {what} {uri}"), f"The {what} {uri}", {})
+    if not {"format", "weights_sha256", *needed} <= set(document):
         raise ConfigError(f"{uri} holds no {what}; make one with jobs/{job}.py.")
     if document["format"] != _FORMAT:
         raise ConfigError(f"The {what} {uri} has format {document['format']!r}; this version reads {_FORMAT}.")

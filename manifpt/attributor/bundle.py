@@ -27,12 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from manifpt.attributor.calibration import probabilities
 from manifpt.attributor.networks import AttributorNetwork, make_network
 from manifpt.attributor.openset import OpenSet
 from manifpt.attributor.training import from_arrays, outputs_of
+from manifpt.documents import Kinds, json_of, load_tensors, object_of
 from manifpt.errors import ConfigError
 from manifpt.storage import join, normalize, store_of
 
@@ -40,6 +41,7 @@ __all__ = ["Attribution", "Attributor", "Verdicts", "save_bundle"]
 
 _FORMAT = 2
 _BATCH = 256
+_CONFIG: Kinds = {"network": str, "shape": list, "space": dict, "estimate": dict, "reference_digest": str}
 _DIGESTS = {"model": "weights_sha256", "openset": "openset_sha256"}  # of a file, where config.json has its SHA-256
 
 
@@ -104,20 +106,19 @@ class Attributor:
             if hashlib.sha256(tensors[name]).hexdigest() != config.get(digest):
                 raise ConfigError(f"The weights of {uri} are not those that its config names; train it again.")
         labels, calibration = _read(uri, "labels.json"), _read(uri, "calibration.json")
+        where = f"The attributor {uri}"
+        object_of(config, where, _CONFIG)
+        object_of(config["space"], where, {"name": str})
+        if not labels or len(set(map(str, labels))) < len(labels) or not all(isinstance(name, str) for name in labels):
+            raise ConfigError(f"{where} is damaged (labels are different texts); train it again.")
         try:
-            network = make_network(config["network"], tuple(config["shape"]), len(labels))
-            network.load_state_dict(load(tensors["model"]))
+            network = _network(config, tensors["model"], len(labels), uri)
             temperature = float(calibration["temperature"])
             openset = OpenSet.from_bytes(tensors["openset"], temperature, calibration["unknown"])
+            openset.check(len(labels), network.classifier.in_features)
             return cls(network, labels, openset, config)
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # such as other labels' weights
-            why = str(error).strip().splitlines()
+        except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, SafetensorError) as error:
+            why = str(error).strip().splitlines() or [repr(error)]
             raise ConfigError(f"The attributor {uri} is damaged ({why[-1].strip()}); train it again.") from error
 
     @property
@@ -178,10 +179,11 @@ class Attributor:
         batches = from_arrays(artifacts, np.zeros(len(artifacts), np.int64), _BATCH)
         found = list(outputs_of(self.network.to(device), batches(0), device))
         logits_bs, features_bf = np.empty((0, len(self.labels)), np.float32), self.openset.statistics.mean_sf[:0]
-        return (
-            np.concatenate([logits_bs, *(each.logits_bs for each in found)]),
-            np.concatenate([features_bf.astype(np.float32), *(each.features_bf for each in found)]),
-        )
+        logits_bs = np.concatenate([logits_bs, *(each.logits_bs for each in found)])
+        features_bf = np.concatenate([features_bf.astype(np.float32), *(each.features_bf for each in found)])
+        if not (np.isfinite(logits_bs).all() and np.isfinite(features_bf).all()):
+            raise ConfigError("The attributor's numbers are not finite on these artifacts; train it again.")
+        return logits_bs, features_bf
 
     def label_numbers(self, sources: Sequence[str]) -> np.ndarray:
         """int64 [B]: the numbers of labels.
@@ -206,11 +208,19 @@ def _bytes(uri: str, name: str) -> bytes:
         raise ConfigError(f"There is no finished attributor at {uri}; train one: jobs/train_attributor.py.") from error
 
 
+def _network(config: Mapping[str, Any], data: bytes, labels: int, uri: str) -> AttributorNetwork:
+    """Made without memory first: a config that names a huge shape must not get any."""
+    shape = tuple(config["shape"])
+    if not shape or not all(type(n) is int and n > 0 for n in shape):
+        raise ValueError(f"no shape: {list(shape)}")
+    with torch.device("meta"):
+        network = make_network(config["network"], shape, labels)
+    load_tensors(network, data, f"The attributor {uri}")
+    return network.to(memory_format=torch.channels_last) if len(shape) == 3 else network
+
+
 def _read(uri: str, name: str) -> Any:
-    try:
-        found = json.loads(_bytes(uri, name))
-    except ValueError as error:
-        raise ConfigError(f"The attributor {uri} is damaged ({error}); train it again.") from error
+    found = json_of(_bytes(uri, name), f"The attributor {uri}")
     if not isinstance(found, list if name == "labels.json" else dict):
         raise ConfigError(f"The attributor {uri} is damaged ({name} holds something else); train it again.")
     return found

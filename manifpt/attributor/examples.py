@@ -21,6 +21,7 @@ import yaml
 
 from manifpt.attributor.splits import SIDES, TEST, assign_splits
 from manifpt.config import RowsConfig
+from manifpt.documents import check_columns, json_of, parquet_errors
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
 from manifpt.manifest import REAL
@@ -35,6 +36,7 @@ __all__ = ["Choice", "Examples", "Part", "RunRows", "choice_of", "drawn", "read_
 # With what `fetch` needs: a baseline looks at the image itself.
 _COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin",
             "distance"]  # fmt: skip
+_KINDS = {"offset": pa.int64(), "size_bytes": pa.int64(), "distance": pa.float32()}
 _GROUP = "latent_group"
 _WHERE_KEPT = ["went_through_jpeg"]  # the codec audit's
 _SAID = ("min_images", "most_images", "group_column", "seed")
@@ -264,7 +266,7 @@ def _rows(run: str, plan: Plan, spec: SpaceSpec, group_column: str | None) -> tu
 
     def read(shard: int) -> tuple[pa.Table, tuple[int, ...] | None]:
         uri = join(run, part_path("artifacts", spec.name, shard))
-        with store_of(uri).open(uri) as stream:
+        with store_of(uri).open(uri) as stream, parquet_errors(uri):
             file = pq.ParquetFile(stream)
             shape = _checked(file.schema_arrow.metadata or {}, plan, spec, uri)
             missing = [name for name in columns if name not in file.schema_arrow.names]
@@ -273,7 +275,9 @@ def _rows(run: str, plan: Plan, spec: SpaceSpec, group_column: str | None) -> tu
                     f"The shards of {run} have no column {missing[0]!r}: index the images again with --keep-columns "
                     f"{missing[0]}, or leave out --group-column."
                 )
+            check_columns(file.schema_arrow, uri, {name: _KINDS.get(name, pa.string()) for name in _COLUMNS})
             table = file.read([*columns, *(name for name in optional if name in file.schema_arrow.names)])
+            table.validate(full=True)
         place = pa.array(np.arange(len(table)), pa.int32())
         table = table.append_column("shard", pa.array(np.full(len(table), shard), pa.int32()))
         return table.append_column("place", place).replace_schema_metadata(None), shape
@@ -298,7 +302,7 @@ def _checked(metadata: Mapping[bytes, bytes], plan: Plan, spec: SpaceSpec, uri: 
         raise ConfigError(f"{uri} was projected onto another reference than its run's: compute the artifacts again.")
     if stated("plan_digest") != plan.digest:
         raise ConfigError(f"{uri} is of another run than its folder's: compute the artifacts again.")
-    shape = json.loads(stated("shape") or "[]")
+    shape = json_of(stated("shape").encode() or b"[]", uri)
     return tuple(int(n) for n in shape) or None
 
 

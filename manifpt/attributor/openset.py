@@ -69,6 +69,20 @@ class OpenSet:
         limit = float("inf") if threshold is None else float(threshold)
         return cls(FeatureStatistics.from_bytes(data), load(data)["axes_kf"], temperature, score, limit)
 
+    def check(self, labels: int, features: int) -> None:
+        """Raises:
+        ValueError: it is of a network with other labels or features, or holds numbers that can't be.
+        """
+        found, s, f = self.statistics, labels, features
+        shapes = (found.count_s.shape, found.mean_sf.shape, found.within_ff.shape, self.axes_kf.shape[1:])
+        arrays = (found.count_s, found.mean_sf, found.within_ff, self.axes_kf)
+        if shapes != ((s,), (s, f), (f, f), (f,)) or any(array.dtype != np.float64 for array in arrays):
+            raise ValueError("statistics of another network")
+        if not all(np.isfinite(array).all() for array in arrays) or (found.count_s <= 0).any():
+            raise ValueError("statistics that are not finite")
+        if not 0 < self.temperature < np.inf or np.isnan(self.threshold):
+            raise ValueError(f"temperature {self.temperature}, threshold {self.threshold}")
+
     def to_bytes(self) -> bytes:
         """`openset.safetensors`: statistics and axes."""
         return self.statistics.to_bytes(axes_kf=self.axes_kf)

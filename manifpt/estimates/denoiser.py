@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import nn
 
+from manifpt.documents import load_tensors, object_of
 from manifpt.errors import ConfigError
 from manifpt.projection import Projection, projection_without_sample
 from manifpt.spaces import SpaceSpec
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 _BATCH_PX = 1 << 20
+_WIDEST, _DEEPEST = 1024, 64  # a config from elsewhere must not fill the memory
 
 
 class Denoiser(nn.Module):
@@ -129,8 +131,13 @@ class DenoiserProjector:
             raise ConfigError(f"The denoiser {uri} has lost its weights; make it again.") from error
         if hashlib.sha256(data).hexdigest() != weights_sha256:
             raise ConfigError(f"The denoiser {uri} was changed since this run was planned: choose another --output.")
-        self._model = Denoiser(**document["architecture"])
-        self._model.load_state_dict(load(data))
+        size = object_of(document["architecture"], f"The denoiser {uri}", {"width": int, "depth": int})
+        if not (1 <= size["width"] <= _WIDEST and 2 <= size["depth"] <= _DEEPEST):
+            raise ConfigError(
+                f"The denoiser {uri} has a network of size {size}, which none of ours has: make it again."
+            )
+        self._model = Denoiser(size["width"], size["depth"])
+        load_tensors(self._model, data, f"The denoiser {uri}")
         self._model.eval().to(device).to(memory_format=torch.channels_last)
         self._shape = (3, spec.view.height_px or 0, spec.view.width_px or 0)
         self._device = device

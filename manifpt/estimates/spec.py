@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from manifpt.documents import Kinds, object_of
 from manifpt.errors import ConfigError
 
 __all__ = ["ESTIMATES", "Estimate"]
@@ -81,8 +82,23 @@ class Estimate:
 
     @staticmethod
     def from_json(document: dict[str, Any] | None) -> Estimate:
-        """The inverse of `identity`; None is the paper's, as in runs made before there was a choice."""
-        return Estimate(**(document or {}))
+        """The inverse of `identity`; None is the paper's, as in runs made before there was a choice.
+
+        Raises:
+            ConfigError: an unknown field, or a value of another kind.
+        """
+        if document is None:
+            return Estimate()
+        found = object_of(document, "An estimate", {})
+        unknown = sorted(set(found) - set(_KINDS))
+        if unknown:
+            raise ConfigError(f"An estimate has no {unknown[0]!r}; this version may be too old for what made it.")
+        object_of(found, "An estimate", {name: kind for name, kind in _KINDS.items() if name in found})
+        return Estimate(**found)
 
 
+_KINDS: Kinds = {
+    "name": str, "neighbors": int, "ridge": (int, float), "sigma": (int, float), "weights": str, "weights_sha256": str,
+    "seed": int, "residual_first": bool,
+}  # fmt: skip
 _EXAMPLES = {"soft": "0.01 of a pixel's range", "blur": "1.0 px"}

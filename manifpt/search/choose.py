@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from manifpt.documents import object_of
+from manifpt.errors import ConfigError
 from manifpt.search.distinct import without_copies
 from manifpt.search.flat import FlatSearch
 from manifpt.search.vectors import Vectors
@@ -48,8 +50,19 @@ class Choice:
 
     @staticmethod
     def from_json(fields: dict[str, Any] | None) -> Choice:
-        """None, of a bundle that says nothing: flat."""
-        return Choice(**fields) if fields else Choice()
+        """None, of a bundle that says nothing: flat.
+
+        Raises:
+            ConfigError: it says something else.
+        """
+        if not fields:
+            return Choice()
+        found = object_of(fields, "A search", {"method": str, "dims": int, "estimated_us": dict})
+        if found["method"] not in ("flat", "pruned") or (found["method"] == "pruned") != (found["dims"] > 0):
+            raise ConfigError(
+                f"A search by {found['method']!r} with {found['dims']} dimensions: build the reference again."
+            )
+        return Choice(found["method"], found["dims"], found["estimated_us"])
 
 
 def is_small(count: int, dim: int) -> bool:

@@ -76,8 +76,6 @@ def spec_of(name: str, own: Mapping[str, Mapping[str, Any]], size_px: int | None
     if built_in is None and not fields:
         known = ", ".join(dict.fromkeys([*BUILT_IN, *own]))
         raise ConfigError(f"Unknown space {name!r}; known: {known}. Describe your own under own_spaces in --config.")
-    if not name or name.startswith(".") or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise ConfigError(f"A space's name is a folder's name: letters, digits, '-', '_' and '.', not {name!r}.")
     if built_in is not None:
         base = {field: getattr(built_in, field) for field in SpaceSpec.__dataclass_fields__}
     else:

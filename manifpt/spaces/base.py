@@ -180,12 +180,18 @@ class SpaceSpec:
         """Raises:
         ConfigError: an unknown field, or none of the required ones.
         """
+        if not isinstance(fields, dict):
+            raise ConfigError("A space is names and values.")
         known = SpaceSpec.__dataclass_fields__
         for name in fields:
             if name not in known:
                 raise ConfigError(f"Space {fields.get('name')!r}: unknown field {name!r}; known: {', '.join(known)}.")
         if "name" not in fields or "kind" not in fields:
             raise ConfigError("A space needs a name and a kind (rgb, frequency or network).")
+        _check_name(fields["name"])
+        for name in ("kind", "architecture", "weights", "weights_sha256"):
+            if not isinstance(fields.get(name), str | None) or (name == "kind" and fields[name] is None):
+                raise ConfigError(f"Space {fields['name']!r}: {name} is a text, not {fields[name]!r}.")
         for name in ("size_px", "min_px", "height_px", "width_px"):
             value = fields.get(name)
             if value is not None and (type(value) is not int or value < 0 or (name == "size_px" and value < 1)):
@@ -208,6 +214,13 @@ class SpaceSpec:
             raise ConfigError(f"Space {fields['name']!r}: codec is jpeg or empty, not {fields['codec']!r}.")
         named: dict[str, Any] = {k: tuple(v) if k in {"mean", "std"} else v for k, v in fields.items()}
         return SpaceSpec(**named)
+
+
+def _check_name(name: Any) -> None:
+    """A bundle from elsewhere must not choose the folder that a run writes to."""
+    is_text = isinstance(name, str) and 0 < len(name) <= 100 and not name.startswith(".")
+    if not is_text or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise ConfigError(f"A space's name is a folder's name: letters, digits, '-', '_' and '.', not {name!r:.120}.")
 
 
 class Space(Protocol):

@@ -18,6 +18,7 @@ import urllib.request
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from manifpt.documents import tensors_of
 from manifpt.errors import ConfigError
 from manifpt.spaces.base import SpaceSpec
 from manifpt.storage import LocalStore, join, normalize, store_of
@@ -117,9 +118,7 @@ def load_state(spec: SpaceSpec) -> dict[str, torch.Tensor]:
     assert spec.weights_sha256 is not None, "resolve_weights comes first"
     uri, data = _read(spec, spec.weights_sha256)
     if uri.endswith(".safetensors"):
-        from safetensors.torch import load
-
-        return load(data)
+        return tensors_of(data, uri)
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     whole: dict[str, Any] = state if isinstance(state, dict) else {}
     tensors = next((whole[name] for name in ("state_dict", "model") if isinstance(whole.get(name), dict)), whole)

@@ -356,7 +356,7 @@ class TestTars:
     def test_damaged_json(self, root: Path) -> None:
         for text in (b"{", b"\xff\xfe\xff", b""):
             path = tar_of(root / "s.tar", ("a.json", text), ("a.png", b"1"))
-            with pytest.raises(ConfigError, match=r"a\.json is no JSON"):
+            with pytest.raises(ConfigError, match=r"a\.json is damaged"):
                 rows_of(path, source_column="gm")
 
     @pytest.mark.parametrize("fields", [{}, {"gm": None}, {"gm": ""}, [1], "x", {"other": 1}])
@@ -534,7 +534,7 @@ class TestParquet:
                 pass  # the only error there may be
 
     def test_more_rows_than_a_batch(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(indexing, "_BATCH_ROWS", 3)
+        monkeypatch.setattr(indexing, "BATCH_ROWS", 3)
         path = table_of(root / "s.parquet", gm=GM)
         put(root, *[f"g/{n}.png" for n in range(10)])
         batches = list(index([str(path)], IndexOptions(source_column="gm"), Counter()))

@@ -97,10 +97,12 @@ def test_a_published_part_is_never_written_again(tmp_path: Path) -> None:
     """A run that died after its part, or a second run with other rounding: first come, first kept; sums stay right."""
     first, second = part(1), part(2)
     put(tmp_path, parquet_bytes(first))
-    commit = commit_shard(str(tmp_path), 0, {PATH: second}, [], {}, lambda held: {"v": held[PATH]["v"].to_pylist()})
+    commit = commit_shard(
+        str(tmp_path), 0, {PATH: second}, [], {}, lambda held: {"rgb": {"g": {"v": sum(held[PATH]["v"].to_pylist())}}}
+    )
     assert (tmp_path / PATH).read_bytes() == parquet_bytes(first)
     assert commit["parts"][PATH]["sha256"] == sha256_there(tmp_path)
-    assert commit["statistics"] == {"v": [1, 1, 1]}, "statistics are of what is stored"
+    assert commit["statistics"] == {"rgb": {"g": {"v": 3}}}, "statistics are of what is stored"
     again = commit_shard(str(tmp_path), 0, {PATH: second}, [BAD], {})
     assert again == commit
 
