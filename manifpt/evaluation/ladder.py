@@ -90,13 +90,15 @@ class _Climbing:
 def _climbing(path: str, runs: Sequence[str], output: str) -> _Climbing:
     attributor = Attributor.load(path)
     config = attributor.config
-    if attributor.config["estimate"]["name"] == "denoiser":  # no plan says where its weights lie
+    if config["estimate"]["name"] == "denoiser":  # no plan says where its weights lie
         raise ConfigError(f"{path} takes residuals of a denoiser, which the ladder can't make; leave it out.")
+    if "choice" not in config:
+        raise ConfigError(f"{path} doesn't say by which choice it was trained; train it again.")
     choice = Choice.from_facts(config["choice"])
     examples = _examples(path, attributor, runs, choice)
     plan = _plan(examples, output)
     altered = [of_run["alter"] for of_run in config["altered"] or ()]
-    key = {"weights_sha256": config["weights_sha256"], "examples": examples.digest, "images": plan.manifest_digest}
+    key = {"attributor": attributor.digest, "examples": examples.digest, "images": plan.manifest_digest}
     climber = Climber(
         uri=path, folder=join(output, "ladder", f"{examples.spec.name}-{key_digest(key)}"), key=key,
         labels=choice.labels,

@@ -32,7 +32,7 @@ from manifpt.reader import ArtifactReader, read_artifacts, read_plan
 from manifpt.report.preview import _examples
 from manifpt.stages import Encoder, decode_rows
 from tests.helpers.images import encoded, picture
-from tests.helpers.runs import artifacts_of, make_run, rows_of
+from tests.helpers.runs import artifacts_of, make_run, openset_of, rows_of
 from tests.unit.test_attributor import metrics_of
 from tests.unit.test_stages import plan, put, run, travelled  # noqa: F401  the fixture `plan` among them
 
@@ -189,7 +189,8 @@ def test_augmentation_is_part_of_what_an_attributor_is(examples: Examples, tmp_p
     assert said["images"] == (examples.side_n == TRAIN).sum()
     assert plain["examples_digest"] == augmented["examples_digest"], "its test images are those of the plain run"
     labels = ("gan", "real", "vae")
-    cards = [model_card(labels, facts, metrics_of(labels)) for facts in (plain, augmented)]
+    unknown = {"rate": 0.05, "measured_rate": 0.04} | openset_of(3).chosen()
+    cards = [model_card(labels, facts, metrics_of(labels), unknown) for facts in (plain, augmented)]
     assert "by `--alter drawn`" in cards[1] and "alter" not in cards[0]
 
 
