@@ -528,7 +528,12 @@ def test_a_training_ends_in_a_bundle_that_tells_what_is_unknown(tmp_path: Path) 
     assert table["label"].to_pylist() == taken["source"].to_pylist()
     assert table["distance"].to_pylist() == taken["distance"].to_pylist()
     assert tuple(table["predicted"].to_pylist()) == said.label
-    assert table["is_unknown"].to_pylist() == said.is_unknown_b.tolist()
+    # The threshold is some image's own score, and another batch rounds it otherwise.
+    apart_b = np.abs(said.unknown_score_b - attributor.openset.threshold) > 1e-4
+    np.testing.assert_array_equal(
+        table["is_unknown"].to_numpy(zero_copy_only=False)[apart_b], said.is_unknown_b[apart_b]
+    )
+    assert apart_b.sum() >= len(apart_b) - 1
     np.testing.assert_allclose(table["unknown_score"].to_numpy(), said.unknown_score_b, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(to_numpy(table["feature"]), said.feature_bk, rtol=2e-3, atol=2e-3)
     assert to_numpy(table["feature"]).dtype == np.float16 and said.feature_bk.shape == (len(table), 33)

@@ -345,7 +345,7 @@ def test_two_encoders_are_two_spaces(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=message):
             spec_of("own", {"own": {"encoder": str(tmp_path / damaged)}})
     (tmp_path / "two" / "config.json").write_text("[]")
-    with pytest.raises(ConfigError, match="holds no encoder"):
+    with pytest.raises(ConfigError, match=r"is damaged \(no object\)"):
         spec_of("two", own)
 
 

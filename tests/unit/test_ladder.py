@@ -24,6 +24,7 @@ from manifpt.config import EvaluateConfig
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
 from manifpt.evaluation.ladder import measure_ladder
+from manifpt.manifest import Manifest
 from manifpt.plan import Plan, publish_plan
 from manifpt.reader import read_plan
 from manifpt.reference import finish_bundle
@@ -121,6 +122,7 @@ def test_a_step_is_what_a_run_of_altered_images_gives(
     )
     assert of_bundle["test_images"] == len(label_of) > 3
     loaded, plan = Attributor.load(bundle), read_plan(plain)
+    plan = replace(plan, manifest_etag=Manifest(plan.manifest_uri).etag)
     seen = Counter()
     for step in (NONE, "jpeg-30", "crop-0.75", "noise-4"):
         artifacts, labels = artifacts_at(replace(plan, alter=step), label_of, tmp_path / step)
