@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifpt import pipeline, storage
+from manifpt.config import ScanConfig, parse
 from manifpt.errors import ConfigError
 from manifpt.monitoring import lease
 from manifpt.monitoring.scan import scan
@@ -276,6 +277,19 @@ def test_a_new_generator_raises_an_alert_in_its_wave_and_not_before(made: Path, 
     assert [json.loads(line)["window"] for line in lines] == ["00002"] * len(state["alerts"])
     page = (output / "report.html").read_text()
     assert state["alerts"][0]["rule"] in page
+
+
+def test_rules_come_from_the_config_file(made: Path, bucket: Path, tmp_path: Path) -> None:
+    path = tmp_path / "scan.yaml"
+    path.write_text(
+        f"input: [{bucket}]\nattributor: {made / 'attributor'}\nreference: {made / 'reference'}\n"
+        "alerts:\n  rules:\n    - {name: any, when: inconclusive_share >= 0.0, severity: info}\n"
+    )
+    config = parse(ScanConfig, ["--config", str(path), "--output", str(tmp_path / "scans")], "scan.py")
+    assert [alert["rule"] for alert in scan(config)["alerts"]] == ["any"]
+    path.write_text("alerts: [1]\n")
+    with pytest.raises(ConfigError, match="alerts can't be"):
+        parse(ScanConfig, ["--config", str(path)], "scan.py")
 
 
 def test_settings_name_what_decides_a_verdict(made: Path, bucket: Path, tmp_path: Path) -> None:
