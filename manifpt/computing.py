@@ -5,11 +5,11 @@ What runs, scans and references share; what becomes of the shards is theirs.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from manifpt.errors import ConfigError
+from manifpt.errors import ConfigError, NodesLost
 from manifpt.log import Progress, event
 from manifpt.plan import Plan
 from manifpt.storage import is_local
@@ -17,6 +17,9 @@ from manifpt.telemetry import Telemetry
 from manifpt.termination import grace
 
 __all__ = ["Computing", "check_actors"]
+
+
+_MOST_IN_VAIN = 3  # attempts one after the other in which no shard was committed
 
 
 def check_actors(most_actors: int | None) -> None:
@@ -60,11 +63,26 @@ class Computing:
         try:
             with grace(), Telemetry() as telemetry:
                 telemetry.pending(len(self.pending))
-                running = pipeline.run(self.plan, self.output, self.pending, self.most_actors, self.gpu)
-                for done, commit in enumerate(running, start=1):
+                for left, commit in self._computed(pipeline.run):
                     progress.add(len(self.plan.rows_of(commit["shard"])), commit["rejected_images"])
-                    telemetry.shard(commit["tally"], len(self.pending) - done)
+                    telemetry.shard(commit["tally"], left)
                     self.images_per_s, self.running_s = round(progress.images_per_s, 1), round(progress.running_s, 2)
                     yield commit
         finally:
             progress.close()
+
+    def _computed(self, run: Callable[..., Iterator[dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each commit, with how many shards are left; those that lost nodes had are computed anew."""
+        left, in_vain = list(self.pending), 0
+        while left:
+            in_vain += 1
+            try:
+                for commit in run(self.plan, self.output, list(left), self.most_actors, self.gpu):
+                    in_vain = 0
+                    left.remove(commit["shard"])
+                    yield len(left), commit
+                return
+            except NodesLost as lost:
+                if in_vain == _MOST_IN_VAIN:
+                    raise
+                event("nodes_lost", shards_left=len(left), why=lost, hint="computing what is left anew")

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["BadImage", "ConfigError", "PlanMismatch", "RejectReason", "StorageError", "TooManyRejected", "WorkerError"]
+__all__ = [
+    "BadImage",
+    "ConfigError",
+    "NodesLost",
+    "PlanMismatch",
+    "RejectReason",
+    "StorageError",
+    "TooManyRejected",
+    "WorkerError",
+]
 
 
 class ConfigError(Exception):
@@ -25,6 +34,10 @@ class StorageError(Exception):
 
 class WorkerError(Exception):
     """A worker process died again and again at the same work: exit code 1."""
+
+
+class NodesLost(WorkerError):
+    """Nodes vanished with work and with what others waited for: what isn't committed can be computed anew."""
 
 
 class RejectReason(str, Enum):

@@ -24,7 +24,7 @@ from manifpt import stages
 from manifpt.artifacts import to_numpy
 from manifpt.attributor.examples import Part
 from manifpt.cluster import NODE_TO_COME_CPUS, environment
-from manifpt.errors import ConfigError, StorageError, WorkerError
+from manifpt.errors import ConfigError, NodesLost, StorageError, WorkerError
 from manifpt.log import event
 from manifpt.packing import cell, pack, unpack
 from manifpt.plan import Plan
@@ -52,6 +52,11 @@ def run(
         shards: numbers of the shards that are not done.
         most_actors: a limit for each stage of actors; None: as many as the cluster has room for.
         gpu: GPUs will come, though there are none yet.
+
+    Raises:
+        ConfigError, StorageError: of a worker.
+        NodesLost: more nodes vanished than Ray could make up for; shards that are left may be asked for again.
+        WorkerError: a worker died again and again at the same shard.
     """
     shares = _shares(plan, len(shards), most_actors, gpu)
     s3 = environment()
@@ -219,8 +224,21 @@ def _actors(part: ActorShare) -> dict[str, Any]:
     return {"num_cpus": part.cpus, "num_gpus": part.gpus, "compute": pool, **_ONE_SHARD, **_ACTOR_RETRIES}
 
 
+# An actor whose node is gone is asked for in vain, quicker than Ray notices; and what lay on the node is lost with it.
+_LOST = (
+    ray.exceptions.ActorUnavailableError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+)
+
+
 def _told(error: BaseException) -> BaseException:
     """A sentence for a worker that died again and again; anything else is a fault of ours, and keeps its trace."""
+    if isinstance(error, _LOST):
+        return NodesLost(
+            f"Nodes vanished, and Ray could not bring their work back ({type(error).__name__}): the same command goes "
+            f"on from here."
+        )
     dead = (ray.exceptions.WorkerCrashedError, ray.exceptions.ActorDiedError, ray.exceptions.OutOfMemoryError)
     if not isinstance(error, dead):
         return error
