@@ -8,13 +8,18 @@ LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet pypr
   --constraints .venv/tested.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
   --generate-hashes --no-emit-index-url --no-annotate
 
-.PHONY: demo test bench audit fuzz lint lock sbom format
+.PHONY: demo test test-slow bench audit fuzz lint lock sbom format
 
 demo: $(INSTALLED)
 	$(BIN)/python jobs/compute_artifacts.py
 
 test: lint audit
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 tests/unit
+	$(BIN)/python -m pytest -m "not slow" --ignore tests/unit
+
+# What `make test` leaves out: trainings that are killed, whole tables, memory at scale.
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
