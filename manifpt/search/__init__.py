@@ -47,9 +47,6 @@ def make_search(
 
 
 def _make(vectors: Vectors, choice: Choice, compact: Callable[[np.ndarray], np.ndarray], threads: int) -> Search:
-    import faiss
-
-    gpu = faiss.get_num_gpus() > 0
     if choice.method == "approximate":
         from manifpt.search.approximate import ApproximateSearch
 
@@ -58,6 +55,15 @@ def _make(vectors: Vectors, choice: Choice, compact: Callable[[np.ndarray], np.n
         from manifpt.search.basis import fit_basis, sample_of
         from manifpt.search.pruned import PrunedSearch
 
+        gpu = has_gpu()
         basis = fit_basis(sample_of(vectors, compact, choice.dims), choice.dims)
         return PrunedSearch(vectors, basis, compact, threads, "cuda" if gpu else "cpu")
-    return FlatSearch(vectors, threads, gpu)
+    # Small ones are searched in no time, and torch takes seconds to load.
+    return FlatSearch(vectors, threads, not is_small(vectors.count, vectors.dim) and has_gpu())
+
+
+def has_gpu() -> bool:
+    """Whether this process was given one."""
+    import torch
+
+    return torch.cuda.is_available()

@@ -43,14 +43,13 @@ class FlatSearch:
         self._centred_nd: np.ndarray | None = None
         self._knn: Callable[..., Any] = faiss.knn
         self._index: Any = None
-        if gpu and faiss.get_num_gpus():
-            self._resources = faiss.StandardGpuResources()
-            if 4 * vectors.count * vectors.dim <= _GPU_BYTES:
-                self._index = faiss.GpuIndexFlatL2(self._resources, vectors.dim)
-                for _, centred_md in self._centred_blocks():
-                    self._index.add(centred_md)
-            else:  # block by block through the device
-                self._knn = lambda query_bd, block_md, c: faiss.knn_gpu(self._resources, query_bd, block_md, c)
+        if gpu and 4 * vectors.count * vectors.dim <= _GPU_BYTES:
+            self._index = _on_device(vectors.dim)
+            for _, centred_md in self._centred_blocks():
+                self._index.add(centred_md)
+        elif gpu and faiss.get_num_gpus():  # block by block through the device
+            resources = faiss.StandardGpuResources()
+            self._knn = lambda query_bd, block_md, c: faiss.knn_gpu(resources, query_bd, block_md, c)
 
     @np.errstate(over="ignore", invalid="ignore")  # what overflows isn't proved, and is searched again
     def search(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None) -> Found:
@@ -160,6 +159,17 @@ class FlatSearch:
         pair_b, row_p, lower_p = (np.concatenate(part) for part in zip(*pairs, strict=True))
         kept = lower_p <= upper_bk[pair_b, -1]
         return nearest_of_pairs(self._vectors, query_bd, pair_b[kept], row_p[kept], k)
+
+
+def _on_device(dim: int) -> Any:
+    """FAISS's index on a GPU, or ours where FAISS was built without (as on Arm)."""
+    import faiss
+
+    if faiss.get_num_gpus():
+        return faiss.GpuIndexFlatL2(faiss.StandardGpuResources(), dim)
+    from manifpt.search.device import DeviceIndex
+
+    return DeviceIndex(dim)
 
 
 def rounding(dim: int, norms: Any, unit: float = 2.0**-24) -> Any:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import psutil
 import torch
@@ -54,5 +55,5 @@ def hardware(threads: int) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "numpy", "ray", "pyarrow", "pillow")}
-        | {name: version(name) for name in ("faiss-gpu",)},
+        | {"faiss": faiss.__version__, "faiss_gpus": faiss.get_num_gpus()},
     }

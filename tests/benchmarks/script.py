@@ -57,9 +57,12 @@ def main() -> None:
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     begin = time.perf_counter()
     reference_nd = np.load(options.reference)
     index = faiss.IndexFlatL2(reference_nd.shape[1])
+    if faiss.get_num_gpus():
+        index = faiss.index_cpu_to_all_gpus(index)
     index.add(reference_nd)
     network: torch.nn.Module = torch.nn.Flatten()
     if options.space == "supervised":
@@ -69,16 +72,17 @@ def main() -> None:
         network = resnet50()
         network.load_state_dict(load_file(options.weights))
         network.fc = torch.nn.Identity()  # type: ignore[assignment]
-        network.eval()
+        network.eval().to(device)
     ready_s = time.perf_counter() - begin
 
     begin = time.perf_counter()
     dataset = Images(options.images, 224 if options.space == "supervised" else None, options.limit)
-    loader = DataLoader(dataset, batch_size=64 if options.space == "supervised" else 1024, num_workers=threads)
+    size = 64 if options.space == "supervised" else 1024
+    loader = DataLoader(dataset, batch_size=size, num_workers=threads, pin_memory=device == "cuda")
     writer = None
     with torch.inference_mode():
         for images_bchw, paths in loader:
-            embeddings_bd = network(images_bchw).numpy()
+            embeddings_bd = network(images_bchw.to(device, non_blocking=True)).cpu().numpy()
             squared_b1, neighbor_b1 = index.search(embeddings_bd, 1)
             artifact_bd = (embeddings_bd - reference_nd[neighbor_b1[:, 0]]).astype(np.float16)
             column = pa.FixedSizeListArray.from_arrays(pa.array(artifact_bd.reshape(-1)), artifact_bd.shape[1])

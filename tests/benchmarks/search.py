@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from manifpt.search import Choice, Vectors, choose_search, make_search
+from manifpt.search.flat import FlatSearch
 from manifpt.spaces import Space, SpaceSpec, make_space
 from tests.benchmarks.data import SHARED, faces, generated, sample_views, views
 from tests.benchmarks.measure import median, paired
@@ -48,6 +49,11 @@ def run(rounds: int, threads: int, folder: Path, say: Callable[[str], None]) -> 
             f"faiss {result['faiss_us']:8.1f} us  torch {result['torch_us']:8.1f} us  ours {result['ours_us']:8.1f} us"
             f"  x{ratios[f'search_{case.name}']:.2f}  identical {result['identical']:.4f}"
             f"  by {result['choice']['method']} {result['choice']['dims']}"
+            + "".join(
+                f"  {name} {result[f'{name}_us']:.1f} us"
+                for name in ("torch_gpu", "flat_gpu")
+                if f"{name}_us" in result
+            )
         )
     return {"results": results, "ratios": ratios}
 
@@ -67,10 +73,15 @@ def one(case: Case, rounds: int, threads: int) -> dict[str, Any]:
     built_s = time.perf_counter() - begin
     contenders = {
         "faiss": lambda: index.search(query_bd, 1),
-        "torch": lambda: gemm(query_bd, reference_nd, norms_n),
+        "torch": lambda: gemm(query_bd, torch.from_numpy(reference_nd), norms_n),
         "ours": lambda: search.search(query_bd, 1),
         "ours_k2": lambda: search.search(query_bd, 2),
     }
+    if torch.cuda.is_available():  # both keep the reference on the device
+        device_nd, device_n = torch.from_numpy(reference_nd).cuda(), norms_n.cuda()
+        contenders["torch_gpu"] = lambda: gemm(query_bd, device_nd, device_n, 1024)
+        on_device = FlatSearch(Vectors(lambda rows: reference_nd[rows], *reference_nd.shape), threads, gpu=True)
+        contenders["flat_gpu"] = lambda: on_device.search(query_bd, 1)
     seconds = paired(contenders, rounds)
     found = search.search(query_bd, 1)
     flat_b = index.search(query_bd, 1)[1][:, 0]
@@ -100,11 +111,10 @@ def chosen(case: Case, threads: int) -> Choice:
     )
 
 
-def gemm(query_bd: np.ndarray, reference_nd: np.ndarray, norms_n: torch.Tensor) -> np.ndarray:
+def gemm(query_bd: np.ndarray, reference_nd: torch.Tensor, norms_n: torch.Tensor, block: int = 128) -> np.ndarray:
     """argmin |y|^2 - 2 x.y, in blocks whose products stay near the cache."""
-    queries, reference = torch.from_numpy(query_bd), torch.from_numpy(reference_nd)
-    found = [torch.addmm(norms_n, block, reference.T, alpha=-2).argmin(1) for block in queries.split(128)]
-    return torch.cat(found).numpy()
+    queries = torch.from_numpy(query_bd).to(reference_nd.device).split(block)
+    return torch.cat([torch.addmm(norms_n, part, reference_nd.T, alpha=-2).argmin(1) for part in queries]).cpu().numpy()
 
 
 def differences(query_bd: np.ndarray, near_bd: np.ndarray) -> np.ndarray:

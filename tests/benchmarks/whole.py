@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from manifpt import stages
@@ -178,7 +179,8 @@ def ceilings(inputs: Inputs, space: str, images: int, threads: int, job_images: 
         decode = rows / (time.perf_counter() - begin)
     shard = stages.decode_rows(plan, 0)
     rows = len(shard["rows"])
-    encoder, projecting = stages.Encoder(plan.spaces, threads, "cpu", job_images), Projecting(plan, threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder, projecting = stages.Encoder(plan.spaces, threads, device, job_images), Projecting(plan, threads)
     encoded = encoder(shard)
     reference = projecting.references[space]
     embeddings_bd = reference.space.embed(encoded[f"code:{reference.space.spec.code_key}"]).reshape(rows, -1)
