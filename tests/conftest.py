@@ -3,10 +3,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.helpers.cluster import ROOT, ray_head
 from tests.helpers.s3 import environment, s3_server
+
+# A busy machine makes one example slow; what must be fast says so itself.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

@@ -82,6 +82,7 @@ def test_the_driver_is_killed_ten_times(workplace: Path, cluster: dict[str, str]
     check_same(workplace, "driver")
 
 
+@pytest.mark.slow
 def test_workers_are_killed(workplace: Path, cluster: dict[str, str]) -> None:
     """Four times, every worker process that runs a stage at that moment; Ray brings them back."""
     repeated(workplace / "queries.parquet", 9_000, workplace / "many.parquet")

@@ -25,6 +25,7 @@ def losses_of(output: Path) -> list[tuple[int, float]]:
     return [(line["epoch"], line["loss"]) for line in lines if "step" not in line and line["epoch"]]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_worker_changes_no_loss(cluster: dict[str, str], tmp_path: Path) -> None:
     write_files(sample_files("reference", {"real": 96}), tmp_path / "reals")

@@ -45,6 +45,7 @@ def start(made: Path, source: object, output: object, env: Mapping[str, str]) ->
     )
 
 
+@pytest.mark.slow
 def test_killed_ten_times_at_random_moments_nothing_is_lost_and_nothing_twice(
     made: Path, tmp_path: Path, cluster: dict[str, str]
 ) -> None:
@@ -86,6 +87,7 @@ def told(table: pa.Table) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: str(row["image_id"]))
 
 
+@pytest.mark.slow
 def test_of_two_scans_that_start_together_on_s3_one_works(
     made: Path, s3: dict[str, str], cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

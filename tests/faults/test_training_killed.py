@@ -53,6 +53,7 @@ def wait_for(output: str, epochs: int, process: subprocess.Popen[str]) -> None:
     assert len(epochs_of(output)) >= epochs
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_driver_is_killed_and_then_a_worker(
     run: Path, cluster: dict[str, str], s3: dict[str, str], monkeypatch: pytest.MonkeyPatch

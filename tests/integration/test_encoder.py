@@ -31,6 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_encoder_is_trained_by_two_workers_and_becomes_a_space(
     folder: Path, cluster: dict[str, str], tmp_path: Path
 ) -> None:

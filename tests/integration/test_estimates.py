@@ -131,6 +131,7 @@ def test_a_soft_projection_tells_more_of_a_generator_than_of_a_real(folder: Path
     assert distance["real"] < min(distance["gan"], distance["diffusion"])
 
 
+@pytest.mark.slow
 def test_a_denoiser_of_the_reference_is_trained_found_again_and_projects(
     folder: Path, cluster: dict[str, str], tmp_path: Path
 ) -> None:

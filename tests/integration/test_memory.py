@@ -12,11 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.cluster import ROOT, job, must, ray_head
 from tests.helpers.images import repeated, sample_files, write_files
 from tests.helpers.memory import Peaks
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     write_files(sample_files("reference", {"real": 300}), tmp_path / "reals")
     write_files(sample_files("query"), tmp_path / "queries")

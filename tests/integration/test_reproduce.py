@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.helpers.cluster import job, must
@@ -43,6 +44,7 @@ def recipe(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_one_command_makes_the_table_and_the_same_again_finds_it(cluster: dict[str, str], tmp_path: Path) -> None:
     for split, sources in (("query", SOURCES), ("reference", {"real": REALS})):
         for name, data in sample_files(split, sources):

@@ -57,6 +57,7 @@ def test_no_generator_copied_and_none_collapsed(rows: list[dict[str, object]]) -
         assert drawn.std(axis=0).mean() > 0.6 * spread
 
 
+@pytest.mark.slow
 def test_the_script_makes_such_a_file_again(tmp_path: Path) -> None:
     """With a few steps a model: the same code from end to end."""
     output = tmp_path / "digits.parquet"

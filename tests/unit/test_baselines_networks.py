@@ -176,7 +176,7 @@ def test_wang20_starts_from_the_weights_at_hand(no_cache: Path, monkeypatch: pyt
 
 
 @given(st.integers(1, 20), st.integers(1, 8), st.integers(0, 100))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_batches_are_full_and_show_every_image_once_an_epoch(count: int, batch: int, seed: int) -> None:
     rows = list(islice(_batches(count, batch, np.random.default_rng(seed)), 3 * count))
     assert {len(row_b) for row_b in rows} == {batch}

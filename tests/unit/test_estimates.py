@@ -63,7 +63,7 @@ def assert_same(one: Projection, other: Projection) -> None:
 class TestOneNeighbor:
     """With k = 1, both are the paper's."""
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(seed=SEEDS, count=st.integers(1, 30), levels=st.sampled_from([2, 256, 0]), most=st.integers(0, 30))
     def test_is_the_nearest_to_the_bit(self, seed: int, count: int, levels: int, most: int) -> None:
         rng = np.random.default_rng(seed)
@@ -133,7 +133,7 @@ class TestNeighbors:
 
 
 class TestHull:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(seed=SEEDS, k=st.integers(1, 64), dim=st.integers(1, 40), ridge=st.sampled_from([1e-9, 1e-3, 1.0, 1e9]))
     def test_weights_sum_to_one(self, seed: int, k: int, dim: int, ridge: float) -> None:
         rng = np.random.default_rng(seed)
@@ -189,7 +189,7 @@ class TestHull:
 
 
 class TestMoments:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         seed=SEEDS, count=st.integers(1, 40), dim=st.integers(1, 9), blocks=st.integers(1, 6), tile=st.integers(1, 9)
     )
@@ -206,7 +206,7 @@ class TestMoments:
         np.testing.assert_allclose(found.scatter_dd / count, expected_dd, atol=1e-5)
         np.testing.assert_allclose(found.scatter_dd, moments_of(lambda: iter(parts), dim, 99).scatter_dd.T, atol=1e-5)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(seed=SEEDS, sizes=st.lists(st.integers(1, 12), min_size=2, max_size=5))
     def test_of_parts_merge_into_those_of_the_whole(self, seed: int, sizes: list[int]) -> None:
         image_nd = numbers(seed, sum(sizes), 6)
@@ -311,7 +311,7 @@ class TestControls:
         assert np.abs(flat.artifact_bd).max() < 1e-6, "a flat image has no edge, at the border neither"
         assert BlurControl((3, 8, 8), sigma_px).project(np.empty((0, 192), np.float32)).artifact_bd.shape == (0, 192)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(seed=SEEDS, count=st.integers(1, 20))
     def test_random_is_some_real_that_is_not_excluded(self, seed: int, count: int) -> None:
         rng = np.random.default_rng(seed)
