@@ -146,12 +146,6 @@ def _parquet_cells(rows: list[dict[str, Any]]) -> dict[tuple[str, int], bytes | 
     return cells
 
 
-def _chunk_bytes(metadata: pq.FileMetaData, group: int, column: str) -> int:
-    """Of a column in one row group, before compression: no value of it is longer."""
-    chunks = [metadata.row_group(group).column(n) for n in range(metadata.num_columns)]
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
-
-
 def _read_cells(file: pq.ParquetFile, numbers: list[int]) -> Iterator[tuple[int, bytes | BadImage]]:
     column = image_column(file.schema_arrow)
     remaining = sorted(numbers)
@@ -166,7 +160,9 @@ def _read_cells(file: pq.ParquetFile, numbers: list[int]) -> Iterator[tuple[int,
         here = [number for number in remaining if start <= number < stop]
         if here:
             is_struct = pa.types.is_struct(file.schema_arrow.field(column).type)
-            size_bytes = _chunk_bytes(file.metadata, group, column)
+            # Of all columns, before compression: no value is longer. To ask for one column (`row_group(g).column(n)`)
+            # ends the process where the file's statistics are damaged.
+            size_bytes = file.metadata.row_group(group).total_byte_size
             if size_bytes > MAX_BYTES * (stop - start):
                 bad = BadImage(RejectReason.TOO_LARGE, f"Parquet: {size_bytes} bytes in {stop - start} rows")
                 yield from ((number, bad) for number in here)

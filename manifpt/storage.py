@@ -311,12 +311,16 @@ def _uri(path: bytes) -> str:
         return "file://" + quote(path)
 
 
+_MOST_PATH, _MOST_NAME = 4_095, 255  # bytes, of Linux and of its file systems
+
+
 def _path(uri: str) -> bytes:
     try:
         path = _unquote_bytes(uri[len("file://") :]) if uri.startswith("file://") else os.fsencode(uri)
     except UnicodeEncodeError:
         path = b"\0"
-    if b"\0" in path:  # no file system has such a name, and a manifest may
+    # No file system has such a name, and a manifest or a run's plan may.
+    if b"\0" in path or len(path) > _MOST_PATH or max(map(len, path.split(b"/"))) > _MOST_NAME:
         raise FileNotFoundError(errno.ENOENT, "a name that no file can have", uri)
     return path
 

@@ -19,11 +19,13 @@ class Workplace:
         folder: of all, on storage that every node sees.
         undisturbed: parts by name.
         shards: of a run.
+        shard_rows: images of each.
     """
 
     folder: Path
     undisturbed: dict[str, bytes]
     shards: int
+    shard_rows: int = SHARD_ROWS
 
     def arguments(self, output: str) -> tuple[object, ...]:
         """Of compute_artifacts.py."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -24,11 +26,15 @@ RAY = str(Path(sys.executable).parent / "ray")
 
 @contextlib.contextmanager
 def ray_head(
-    num_cpus: int = 4, dashboard: bool = False, node_env: Mapping[str, str] | None = None
+    num_cpus: int = 4,
+    dashboard: bool = False,
+    node_env: Mapping[str, str] | None = None,
+    pools: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[dict[str, str]]:
     """Starts a head node and yields the environment that joins it.
 
-    `node_env` is the node's own, such as its S3 credentials: a job does not bring them.
+    `node_env` is the node's own, such as its S3 credentials: a job does not bring them. `pools` are node types of an
+    autoscaler, which starts their nodes on this machine.
     """
     folder = tempfile.mkdtemp(prefix="mf-")  # short: the paths of sockets have a limit
     port, dashboard_port, client_port, metrics_port, agent_port, agent_grpc_port = free_ports(6)
@@ -45,6 +51,12 @@ def ray_head(
         f"--metrics-export-port={metrics_port}", f"--dashboard-agent-listen-port={agent_port}",
         f"--dashboard-agent-grpc-port={agent_grpc_port}", "--object-store-memory=1000000000",
     ]  # fmt: skip
+    if pools:
+        config = Path(folder, "autoscaling.yaml")
+        config.write_text(json.dumps(_autoscaling(environment["RAY_ADDRESS"], pools)))
+        command.append(f"--autoscaling-config={config}")
+        environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's name for: on loopback alone
+        node_env = {**(node_env or {}), "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     outer = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     inner = {k: v for k, v in environment.items() if k != "RAY_ADDRESS"}
     try:
@@ -57,6 +69,21 @@ def ray_head(
             }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _autoscaling(address: str, pools: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What `ray up` reads, for Ray's provider of nodes that are processes here."""
+    head = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
+    return {
+        "cluster_name": "test",
+        "provider": {"type": "fake_multinode", "gcs_address": address},
+        "available_node_types": head | {name: {"node_config": {}, "min_workers": 0, **pools[name]} for name in pools},
+        "head_node_type": "ray.head.default",
+        "max_workers": sum(pool["max_workers"] for pool in pools.values()),
+        "idle_timeout_minutes": 0.1,
+        "upscaling_speed": 100,
+        "auth": {},
+    }
 
 
 @contextlib.contextmanager

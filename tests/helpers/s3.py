@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 KEY, SECRET, BUCKET = "test-key", "test-secret", "images"
@@ -33,14 +33,17 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def s3_server(folder: Path, bucket: str = BUCKET) -> Iterator[str]:
-    """Starts a server over a folder and yields its endpoint."""
+def s3_server(
+    folder: Path, bucket: str = BUCKET, address: str = "127.0.0.1", within: Sequence[str] = ()
+) -> Iterator[str]:
+    """Starts a server over a folder and yields its endpoint; `within` is what a command of another host begins with."""
     names = ["s3", "master", "volume", "filer", "admin"]
     ports = iter(free_ports(2 * len(names)))
     flags = [f"-{name}.port{kind}={next(ports)}" for name in names for kind in ("", ".grpc")]
     s3_port = int(flags[0].rpartition("=")[2])
     command = [
-        str(Path(sys.executable).parent / "weed"), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        *within, str(Path(sys.executable).parent / "weed"), "mini", f"-dir={folder}", f"-ip={address}",
+        f"-ip.bind={address}",
         *flags, "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", f"-bucket={bucket}",
         "-volume.preStopSeconds=0",
     ]  # fmt: skip
@@ -48,9 +51,13 @@ def s3_server(folder: Path, bucket: str = BUCKET) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "weed.log", "wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
-    endpoint = f"http://127.0.0.1:{s3_port}"
+    endpoint = f"http://{address}:{s3_port}"
     try:
-        _wait_until_up(endpoint, process, folder / "weed.log")
+        waiting = [*within, sys.executable, "-m", "tests.helpers.s3", endpoint]
+        if subprocess.run(waiting, cwd=Path(__file__).parents[2], timeout=120).returncode or process.poll() is not None:
+            raise RuntimeError(
+                f"SeaweedFS did not come up: {(folder / 'weed.log').read_text(errors='replace')[-2000:]}"
+            )
         yield endpoint
     finally:
         process.send_signal(signal.SIGTERM)
@@ -61,22 +68,21 @@ def s3_server(folder: Path, bucket: str = BUCKET) -> Iterator[str]:
             process.wait()
 
 
-def _wait_until_up(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def is_up(endpoint: str) -> bool:
+    """Whether a server answers, and writes, within half a minute."""
     import boto3
 
     client = boto3.client(
         "s3", endpoint_url=endpoint, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1"
     )
     for _ in range(300):
-        if process.poll() is not None:
-            break
         with contextlib.suppress(Exception):
             urllib.request.urlopen(f"{endpoint}/healthz", timeout=1)
             client.put_object(Bucket=BUCKET, Key="up", Body=b"")
             client.delete_object(Bucket=BUCKET, Key="up")
-            return
+            return True
         time.sleep(0.1)
-    raise RuntimeError(f"SeaweedFS did not come up: {log.read_text(errors='replace')[-2000:]}")
+    return False
 
 
 def environment(endpoint: str) -> dict[str, str]:
@@ -162,3 +168,7 @@ def flaky_proxy(endpoint: str, share: float, forbidden: str = "", seed: int = 0)
         server.shutdown()
         server.server_close()
         thread.join(10)
+
+
+if __name__ == "__main__":  # on another host, whose network this process has
+    sys.exit(0 if is_up(sys.argv[1]) else 1)

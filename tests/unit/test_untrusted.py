@@ -86,7 +86,7 @@ def test_a_part_lies_in_its_folder(path: str) -> None:
 
 
 def test_a_name_that_no_file_can_have_is_a_file_that_is_not_there() -> None:
-    for name in ("/a\0b", "/\ud800", "file:///a%00b"):
+    for name in ("/a\0b", "/\ud800", "file:///a%00b", "/" + "x" * 256, "/x" * 2_048):
         assert store_of(name).stat(name) is None
         with pytest.raises(FileNotFoundError):
             store_of(name).read(name)
@@ -224,6 +224,17 @@ def test_a_cell_larger_than_any_image_is_rejected_before_it_is_read(tmp_path: Pa
     (found,) = cells(tmp_path / "a.parquet", 1)
     assert isinstance(found, BadImage)
     assert found.reason is RejectReason.TOO_LARGE
+
+
+def test_a_file_whose_statistics_contradict_its_schema_ends_no_process(tmp_path: Path) -> None:
+    """Found by fuzzing: Arrow throws where Python can't catch it, when asked for the metadata of such a column."""
+    pq.write_table(pa.table({"image": [b"x"] * 3}), tmp_path / "a.parquet")
+    optional, required = b"\x25\x02\x18\x05image", b"\x25\x00\x18\x05image"  # the column's repetition and name
+    data = (tmp_path / "a.parquet").read_bytes()
+    assert data.count(optional) == 1
+    (tmp_path / "a.parquet").write_bytes(data.replace(optional, required))
+    found = cells(tmp_path / "a.parquet", 3)
+    assert {one.reason for one in found if isinstance(one, BadImage)} == {RejectReason.CORRUPT}
 
 
 def test_one_long_label_in_every_row_is_refused_before_it_is_written_out(tmp_path: Path) -> None:
