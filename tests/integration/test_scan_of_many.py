@@ -22,10 +22,12 @@ _CONTENT = (
     "<ETag>&quot;{0:032x}&quot;</ETag><Size>1000</Size><StorageClass>STANDARD</StorageClass></Contents>"
 )
 
-# A process of its own, whose peak of memory is that of a scan up to the moment at which its window is fixed.
+# A process of its own, whose peak of memory is that of a scan up to the moment at which its window is fixed. It reads
+# VmHWM, since `ru_maxrss` of a child starts at what its parent had.
 _SCRIPT = """
-import json, resource, sys, time
+import json, re, sys, time
 from collections import Counter
+from pathlib import Path
 import pyarrow as pa
 from manifpt.monitoring.inventory import write_inventory
 from manifpt.monitoring.windows import plan_window
@@ -43,7 +45,7 @@ write_inventory(output, 1, tables())
 template = Plan(task="attributions", manifest_uri="", manifest_digest="", rows=0, shard_rows=1024, spaces=())
 begin = time.monotonic()
 window = plan_window(["s3://b/in"], output, 2, template, 0.0, Counter())
-peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak_mib = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 said = {"found": window.objects, "rows": window.plan.rows, "s": time.monotonic() - begin, "peak_mib": peak_mib}
 print(json.dumps(said))
 """
