@@ -76,13 +76,24 @@ def _autoscaling(address: str, pools: Mapping[str, Mapping[str, Any]]) -> dict[s
     head = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
     return {
         "cluster_name": "test",
-        "provider": {"type": "fake_multinode", "gcs_address": address},
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": address,
+            "disable_node_updaters": True,  # nobody logs in to set up what runs already
+            "disable_launch_config_check": True,
+            "worker_liveness_check": False,
+            "use_node_id_as_ip": True,  # all have this machine's
+        },
         "available_node_types": head | {name: {"node_config": {}, "min_workers": 0, **pools[name]} for name in pools},
         "head_node_type": "ray.head.default",
         "max_workers": sum(pool["max_workers"] for pool in pools.values()),
         "idle_timeout_minutes": 0.1,
         "upscaling_speed": 100,
         "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "worker_setup_commands": [],
+        "worker_start_ray_commands": [],
     }
 
 
