@@ -31,7 +31,7 @@ def test_nodes_come_when_the_job_starts_and_are_gone_at_its_end(workplace: Workp
         assert not workers(env)
         arguments = (*workplace.arguments("autoscaled"), "--gpu")
         with started("compute_artifacts", *arguments, env=env, log=log) as process:
-            first_commits(workplace.folder / "autoscaled", workplace.shards // 4, process)
+            first_commits(workplace.folder / "autoscaled", workplace.shards // 4, process, timeout_s=180)
             assert process.poll() is None, log.read_text()
             assert workers(env).keys() == {"cpu_node", "gpu_node"}
             assert process.wait(120) == 0, log.read_text()

@@ -6,19 +6,7 @@ from pathlib import Path
 
 from tests.helpers.cluster import job, must
 from tests.helpers.images import put_objects, sample_files
-from tests.helpers.s3 import BUCKET, flaky_proxy
-
-
-def objects(prefix: str, env: dict[str, str]) -> dict[str, bytes]:
-    import boto3
-
-    client = boto3.client(
-        "s3", endpoint_url=env["AWS_ENDPOINT_URL"], aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1",
-    )  # fmt: skip
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-    keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
-    return {key.removeprefix(prefix): client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys}
+from tests.helpers.s3 import BUCKET, flaky_proxy, objects
 
 
 def test_one_request_in_ten_fails(cluster: dict[str, str], s3: dict[str, str], tmp_path: Path) -> None:
@@ -27,8 +15,8 @@ def test_one_request_in_ten_fails(cluster: dict[str, str], s3: dict[str, str], t
     put_objects(sample_files("query", {"gan": 150, "vae": 150, "real": 50}), BUCKET, "flaky/queries", s3)
     env = {**s3, **cluster}
     for output, share in (("calm", 0.0), ("flaky", 0.1)):
-        with flaky_proxy(s3["AWS_ENDPOINT_URL"], share) as (endpoint, refused):
-            at = {**env, "AWS_ENDPOINT_URL": endpoint}
+        with flaky_proxy(s3["AWS_ENDPOINT_URL"], share) as proxy:
+            at = {**env, "AWS_ENDPOINT_URL": proxy.endpoint}
             base = f"{root}/{output}"
             for name in ("reals", "queries"):
                 must(job("index_images", "--input", f"{root}/{name}", "--output", f"{base}/{name}.parquet", env=at))
@@ -42,8 +30,8 @@ def test_one_request_in_ten_fails(cluster: dict[str, str], s3: dict[str, str], t
                 32,
             )
             must(job("compute_artifacts", *arguments, "--output", f"{base}/run", env=at))
-            assert (len(refused) > 50) == (share > 0), f"{len(refused)} requests were refused"
-            kinds = {request.split()[0] for request in refused}
+            assert (len(proxy.refused) > 50) == (share > 0), f"{len(proxy.refused)} requests were refused"
+            kinds = {request.split()[0] for request in proxy.refused}
             assert share == 0 or {"GET", "PUT"} <= kinds
     calm, flaky = (objects(f"flaky/{output}/run/artifacts/", s3) for output in ("calm", "flaky"))
     assert len(calm) == 2 * 11

@@ -15,10 +15,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 KEY, SECRET, BUCKET = "test-key", "test-secret", "images"
+STALL_S = 2.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -95,23 +97,41 @@ def environment(endpoint: str) -> dict[str, str]:
     }
 
 
+class Proxy(NamedTuple):
+    """Stands before a server.
+
+    Attributes:
+        endpoint: its own.
+        refused: requests that it answered with 503, `VERB path`.
+        stalled: requests that it let wait.
+    """
+
+    endpoint: str
+    refused: list[str]
+    stalled: list[str]
+
+
 class _Proxy(http.server.BaseHTTPRequestHandler):
     """Passes requests on, answers some with 503 as a throttled S3 prefix does, and some keys with 403."""
 
     protocol_version = "HTTP/1.1"
     target: str
     share: float
-    refused: list[str]
+    stalls: float
+    said: Proxy
     forbidden: str
     random: random.Random
 
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.random.random() < self.share:
-            self.refused.append(f"{self.command} {self.path}")
+            self.said.refused.append(f"{self.command} {self.path}")
             answer = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
             self._answer(503, {"Content-Type": "application/xml"}, answer)
             return
+        if self.random.random() < self.stalls:
+            self.said.stalled.append(f"{self.command} {self.path}")
+            time.sleep(STALL_S)
         if self.forbidden and self.forbidden in self.path:
             self._answer(403, {"Content-Type": "application/xml"}, b"<Error><Code>AccessDenied</Code></Error>")
             return
@@ -143,31 +163,55 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that is killed leaves its connection broken, which is not worth a line."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 @contextlib.contextmanager
-def flaky_proxy(endpoint: str, share: float, forbidden: str = "", seed: int = 0) -> Iterator[tuple[str, list[str]]]:
+def flaky_proxy(
+    endpoint: str, share: float, forbidden: str = "", seed: int = 0, stalls: float = 0.0
+) -> Iterator[Proxy]:
     """A proxy that refuses a share of all requests with 503, and with 403 all whose path contains `forbidden`.
 
-    Yields its endpoint and the list of what was refused with 503.
+    Another share, `stalls`, waits for two seconds.
     """
-    refused: list[str] = []
+    server = _Server(("127.0.0.1", 0), _Proxy)
+    said = Proxy(f"http://127.0.0.1:{server.server_address[1]}", [], [])
     settings = {
         "target": endpoint.removeprefix("http://"),
         "share": share,
-        "refused": refused,
+        "stalls": stalls,
+        "said": said,
         "forbidden": forbidden,
         "random": random.Random(seed),
     }
-    handler = type("Handler", (_Proxy,), settings)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server.RequestHandlerClass = type("Handler", (_Proxy,), settings)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", refused
+        yield said
     finally:
         server.shutdown()
         server.server_close()
         thread.join(10)
+
+
+def objects(prefix: str, env: Mapping[str, str]) -> dict[str, bytes]:
+    """What lies under a prefix of the bucket, by the rest of its key."""
+    import boto3
+
+    client = boto3.client(
+        "s3", endpoint_url=env["AWS_ENDPOINT_URL"], aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1",
+    )  # fmt: skip
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+    keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+    return {key.removeprefix(prefix): client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys}
 
 
 if __name__ == "__main__":  # on another host, whose network this process has

@@ -88,7 +88,7 @@ def test_the_same_from_s3_with_what_only_s3_can_do(
     workplace: Path, cluster: dict[str, str], s3: dict[str, str]
 ) -> None:
     """404 and 403, keys with a line feed, a reference and a run folder in a bucket."""
-    with flaky_proxy(s3["AWS_ENDPOINT_URL"], 0, forbidden="/odd/alpha.png") as (endpoint, _):
+    with flaky_proxy(s3["AWS_ENDPOINT_URL"], 0, forbidden="/odd/alpha.png") as (endpoint, *_):
         check_bucket(workplace, {**cluster, **s3}, {**cluster, **s3, "AWS_ENDPOINT_URL": endpoint}, s3)
 
 

@@ -89,7 +89,7 @@ def test_errors_say_what_they_are(store: S3Store, s3: dict[str, str], monkeypatc
             store.open(f"{ROOT}/{key}")
     with pytest.raises(ConfigError, match="There is no bucket 'not-there'"):
         list(store.list("s3://not-there/x"))
-    with flaky_proxy(s3["AWS_ENDPOINT_URL"], 0, forbidden="secret") as (endpoint, _):
+    with flaky_proxy(s3["AWS_ENDPOINT_URL"], 0, forbidden="secret") as (endpoint, *_):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         for key in ("secret", "sec//secret"):
             with pytest.raises(PermissionError):
