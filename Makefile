@@ -8,7 +8,7 @@ LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet pypr
   --constraints .venv/tested.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
   --generate-hashes --no-emit-index-url --no-annotate
 
-.PHONY: demo test test-slow bench audit fuzz lint lock sbom format
+.PHONY: demo test test-slow bench audit fuzz chaos lint lock sbom format
 
 demo: $(INSTALLED)
 	$(BIN)/python jobs/compute_artifacts.py
@@ -31,6 +31,10 @@ audit: $(INSTALLED)
 # Twenty minutes; what fails lies in fuzz-failures/.
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.fuzz
+
+# At least half an hour, on a quiet machine.
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.chaos
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

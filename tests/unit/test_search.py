@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from manifpt.search import Choice, Found, Search, Vectors, choose, choose_search, make_search
 from manifpt.search.approximate import ApproximateSearch
 from manifpt.search.basis import Basis, Mixing, fit_basis, torch_of
+from manifpt.search.device import DeviceIndex
 from manifpt.search.distinct import DistinctSearch, distinct_rows
 from manifpt.search.flat import FlatSearch
 from manifpt.search.pruned import PrunedSearch, _lower
@@ -102,8 +103,10 @@ def test_every_search_finds_the_nearest(
         patch.setattr("manifpt.search.vectors._BLOCK_BYTES", 4 * dim * 80)
         patch.setattr("manifpt.search.pruned._BLOCK_ROWS", block_rows)
         patch.setattr("manifpt.search.pruned.code_type", lambda device: torch.int8 if in_bytes else torch.float32)
+        patch.setattr("manifpt.search.flat._on_device", lambda dim: DeviceIndex(dim, "cpu"))
+        patch.setattr("manifpt.search.device._PRODUCT_BYTES", 4 * 5 * count)
         vectors = vectors_of(reference_nd)
-        for make in (FlatSearch, lambda inner: pruned(inner, dims)):
+        for make in (FlatSearch, lambda inner: FlatSearch(inner, gpu=True), lambda inner: pruned(inner, dims)):
             for search in (make(vectors), distinct(reference_nd, make)):
                 check(search.search(query_bd, k, excluded or None), query_bd, reference_nd, k, excluded)
 
