@@ -30,6 +30,9 @@ __all__ = ["Marra18", "xception"]
 
 LEAST_PX = 32
 LEAST_MIDDLE_PX = 8
+# oneDNN writes past its memory where a 1x1 convolution that strides has fewer inputs than a vector has floats
+# (its issue 6035, open with PyTorch 2.14): the gradient of a shortcut ended the process.
+LEAST_CHANNELS = 16
 
 
 class Marra18(LearnedBaseline):
@@ -111,7 +114,7 @@ def xception(side_px: int, sources: int, width: float = 1.0, middle: int = 8) ->
     """The network for inputs float32 [B, 3, side, side]; see the module for what depends on the side."""
 
     def wide(channels: int) -> int:
-        return max(8, round(channels * width))
+        return max(LEAST_CHANNELS, round(channels * width))
 
     halvings = next(n for n in (4, 3, 2, 1, 0) if side_px >> n >= LEAST_MIDDLE_PX or not n)
     stride = [1] * (4 - halvings) + [2] * halvings

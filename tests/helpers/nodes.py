@@ -39,8 +39,8 @@ class Nodes:
         raylets: processes that are the workers, by pool, the oldest first.
     """
 
-    def __init__(self, server: subprocess.Popen[str], env: dict[str, str]) -> None:
-        self._server = server
+    def __init__(self, server: subprocess.Popen[str], log: Path, env: dict[str, str]) -> None:
+        self._server, self._log = server, log
         self.env = env
         self.raylets: dict[str, list[int]] = {}
 
@@ -64,7 +64,9 @@ class Nodes:
     def _ask(self, *words: object) -> None:
         assert self._server.stdin is not None and self._server.stdout is not None
         print(*words, file=self._server.stdin, flush=True)
-        answer = json.loads(self._server.stdout.readline())
+        line = self._server.stdout.readline()
+        assert line, f"{words}: {self._log.read_text()[-3000:]}"
+        answer = json.loads(line)
         self.env["RAY_ADDRESS"], self.raylets = answer["address"], answer["raylets"]
 
 
@@ -85,7 +87,7 @@ def ray_nodes(*pools: str, node_env: Mapping[str, str] | None = None) -> Iterato
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
     try:
-        nodes = Nodes(server, env)
+        nodes = Nodes(server, folder / "nodes.log", env)
         nodes.add(*pools)
         yield nodes
     finally:
@@ -109,7 +111,7 @@ def _serve() -> None:
         if verb == "add":
             for pool in words:
                 alive[pool].append(cluster.add_node(wait=False, **_LOOPBACK, **POOLS[pool]))
-            cluster.wait_for_nodes()
+            cluster.wait_for_nodes(timeout=300)  # starts are slow where a job has the cores
         else:
             cluster.remove_node(alive[words[0]].pop(int(words[1])), allow_graceful=False)
         raylets = {pool: [one.all_processes["raylet"][0].process.pid for one in alive[pool]] for pool in POOLS}

@@ -137,6 +137,12 @@ def test_a_plan_that_says_other_things_is_refused(run: Path, change: Callable[[A
         read_plan(str(run))
 
 
+@pytest.mark.parametrize("uri", ["s3://", "s3:///a", "gs://bucket/a", ""])
+def test_a_reference_that_a_plan_names_and_no_storage_has_is_not_asked_for(uri: str) -> None:
+    with pytest.raises(ConfigError, match="bucket|scheme|empty"):
+        open_bundle(uri)
+
+
 # --- references and attributors ---
 
 
