@@ -3,10 +3,10 @@
     python -m tests.waves QUERIES REALS OUTPUT --hidden GENERATOR GENERATOR
 
 QUERIES and REALS are manifests, such as those that `reproduce_tables` leaves. An attributor is trained without the
-hidden generators, on three fifths of the groups; the others are what comes. Waves 1 and 2 are like its training; from
-wave 3 on a quarter of the images is of the hidden generators; wave 4 was encoded again as JPEG of low quality. Once,
-the waves go through a real S3 server and `jobs/scan.py`. Then every image that may come is attributed, and waves are
-drawn from them for many seeds: the same tests and rules, without the jobs.
+hidden generators, on three fifths of the groups and on altered copies of them; the others are what comes. Waves 1 and 2
+are like its training; from wave 3 on a quarter of the images is of the hidden generators; wave 4 was encoded again as
+JPEG of low quality. Once, the waves go through a real S3 server and `jobs/scan.py`. Then every image that may come is
+attributed, and waves are drawn from them for many seeds: the same tests and rules, without the jobs.
 """
 
 from __future__ import annotations
@@ -74,12 +74,14 @@ def prepare(options: argparse.Namespace, folder: Path) -> pa.Table:
         local = {k: v for k, v in os.environ.items() if k == "OMP_NUM_THREADS"}
         must(job("build_reference", "--manifest", options.reals, "--spaces", options.space, "--output",
                  folder / "reference", env=local, timeout_s=3000))  # fmt: skip
-        must(job("compute_artifacts", "--manifest", folder / "train.parquet", "--reference", folder / "reference",
-                 "--output", folder / "run", "--estimate", *options.estimate, env=local, timeout_s=3000))  # fmt: skip
+        for name, alter in (("run", "none"), ("altered", "drawn")):
+            must(job("compute_artifacts", "--manifest", folder / "train.parquet", "--reference", folder / "reference",
+                     "--output", folder / name, "--estimate", *options.estimate, "--alter", alter, env=local,
+                     timeout_s=3000))  # fmt: skip
         group = ["--group-column", "latent_group"] if "latent_group" in table.column_names else []
-        must(job("train_attributor", "--artifacts", folder / "run", "--space", options.space, "--network",
-                 options.network, "--epochs", options.epochs, "--output", folder / "attributor", *group, env=local,
-                 timeout_s=6000))  # fmt: skip
+        must(job("train_attributor", "--artifacts", folder / "run", "--altered-artifacts", folder / "altered",
+                 "--space", options.space, "--network", options.network, "--epochs", options.epochs,
+                 "--output", folder / "attributor", *group, env=local, timeout_s=6000))  # fmt: skip
     known = set(json.loads((folder / "attributor" / "labels.json").read_text()))
     is_known_n = np.isin(table["source"].to_pylist(), list(known))
     return table.filter(pa.array(((part_n < COMING) & is_known_n) | is_hidden_n))
