@@ -142,6 +142,11 @@ def _one_run(
 
 def _hurt(nodes: Nodes, dice: random.Random) -> str:
     """One thing that happens to clusters; its name."""
+    nodes.look()
+    missing = Counter(POOLS) - Counter({pool: len(pids) for pool, pids in nodes.raylets.items()})
+    if missing:
+        nodes.add(*missing.elements())
+        return "a node's agent killed, and the node with it"
     kind = dice.choice(KINDS)
     if kind == "node":
         pool = dice.choice(POOLS)

@@ -1,7 +1,8 @@
 """Several Ray nodes on this machine (`ray.cluster_utils`), in two pools as a cluster has them, which come and go.
 
 They are started by a process of their own, since Ray reads its settings once a process: `python -m tests.helpers.nodes`
-takes `add POOL...` and `remove POOL NUMBER` a line, and answers with the address and the raylets' ids.
+takes `look`, `add POOL...` and `remove POOL NUMBER` a line, and answers with the address and the raylets' ids. A
+raylet that has died (as it does when its agents are killed) is gone from the next answer.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class Nodes:
         self._server, self._log = server, log
         self.env = env
         self.raylets: dict[str, list[int]] = {}
+
+    def look(self) -> None:
+        """Which workers are alive now."""
+        self._ask("look")
 
     def add(self, *pools: str) -> None:
         """Starts workers, all at once, and waits for them."""
@@ -106,17 +111,37 @@ def _serve() -> None:
     os.dup2(2, 1)  # what Ray prints is no answer
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **_LOOPBACK})
     alive: dict[str, list[Any]] = {pool: [] for pool in POOLS}
+
+    def bury() -> None:
+        """Ray's helper goes on counting those that died by themselves."""
+        for nodes in alive.values():
+            for node in [one for one in nodes if _raylet(one).poll() is not None]:
+                nodes.remove(node)
+                cluster.remove_node(node, allow_graceful=False)
+
     for line in sys.stdin:
         verb, *words = line.split()
+        bury()
         if verb == "add":
             for pool in words:
                 alive[pool].append(cluster.add_node(wait=False, **_LOOPBACK, **POOLS[pool]))
-            cluster.wait_for_nodes(timeout=300)  # starts are slow where a job has the cores
-        else:
+            for _ in range(10):  # starts are slow where a job has the cores
+                with contextlib.suppress(TimeoutError):
+                    cluster.wait_for_nodes(timeout=30)
+                    break
+                bury()
+            else:
+                raise TimeoutError(f"{words} did not join in 300 s")
+        elif verb == "remove":
             cluster.remove_node(alive[words[0]].pop(int(words[1])), allow_graceful=False)
-        raylets = {pool: [one.all_processes["raylet"][0].process.pid for one in alive[pool]] for pool in POOLS}
+        raylets = {pool: [_raylet(one).pid for one in alive[pool]] for pool in POOLS}
         print(json.dumps({"address": cluster.address, "raylets": raylets}), file=answers, flush=True)
     cluster.shutdown()
+
+
+def _raylet(node: Any) -> subprocess.Popen[bytes]:
+    process: subprocess.Popen[bytes] = node.all_processes["raylet"][0].process
+    return process
 
 
 if __name__ == "__main__":
