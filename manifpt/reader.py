@@ -24,7 +24,7 @@ from manifpt.plan import Plan
 from manifpt.reference import Codes, Reference, open_bundle
 from manifpt.shards import committed_shards, part_path, read_commits, read_part
 from manifpt.spaces import SpaceSpec, make_space
-from manifpt.storage import join, store_of
+from manifpt.storage import join, normalize, store_of
 
 __all__ = ["ArtifactReader", "read_artifacts", "read_plain_plan", "read_plan"]
 
@@ -39,7 +39,7 @@ def read_plan(output: str) -> Plan:
     """The plan of a run folder.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or a damaged one.
     """
     try:
         data = store_of(output).read(join(output, "plan.json"))
@@ -50,6 +50,9 @@ def read_plan(output: str) -> Plan:
     object_of(document, where, {name: kind for name, kind in _OPTIONAL.items() if name in document})
     if document["shard_rows"] < 1 or document["rows"] < 0:
         raise ConfigError(f"{where} is damaged (rows or shard_rows): make the run again.")
+    for name in ("manifest_uri", "reference_uri", "attributor_uri"):
+        if document.get(name):  # "" where there is none
+            normalize(document[name])  # refuses what is no place, before storage is asked for it
     fields = {name: document[name] for name in Plan.__dataclass_fields__ if name in document}
     fields["spaces"] = tuple(SpaceSpec.from_json(spec) for spec in document["spaces"])
     fields["inline"] = tuple(document["inline"])

@@ -39,7 +39,7 @@ from manifpt.projection import NearestProjector, Rows
 from manifpt.search import Choice, Vectors, choose_search, is_small
 from manifpt.shards import is_part_path, read_commits, read_part
 from manifpt.spaces import Space, SpaceSpec, make_space
-from manifpt.storage import join, normalize, store_of
+from manifpt.storage import join, store_of
 
 __all__ = [
     "LISTED_COLUMNS",
@@ -89,9 +89,8 @@ def open_bundle(uri: str) -> Bundle:
     """Reads `bundle.json`.
 
     Raises:
-        ConfigError: there is none, or one that this version's decoder does not fit; a URI that names no place.
+        ConfigError: there is none, or one that this version's decoder does not fit.
     """
-    uri = normalize(uri)  # a plan's, which may be damaged
     try:
         data = store_of(uri).read(join(uri, "bundle.json"))
     except FileNotFoundError as error:

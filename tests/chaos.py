@@ -3,11 +3,11 @@
     python -m tests.chaos [--minutes 30] [--images 20000] [--seed 0] [--output chaos.json]
 
 A head and three workers on this machine (two decode, one has what Ray takes for a GPU), and an S3 server. Every 20 s
-one thing happens, drawn by chance: an actor or task of the pipeline is killed, or any of Ray's workers is killed, or
-a node vanishes and another one comes. S3 answers 5% of all requests with 503 and lets 5% wait for 2 s. A run that
-ends is compared and another one begins, until the minutes are over; the last is let end, and hurt to its end. A job
-that gives up is started again with the same command, as an operator would, and is counted. Exit code 1: a result
-differs.
+one thing happens, drawn by chance: an actor or task of the pipeline is killed, or any of Ray's workers or agents is
+killed, or a node vanishes and another one comes. A node ends with its agents; then replacing it is what happens. S3
+answers 5% of all requests with 503 and lets 5% wait for 2 s. A run that ends is compared and another one begins,
+until the minutes are over; the last is let end, and hurt to its end. A job that gives up is started again with the
+same command, as an operator would, and is counted. Exit code 1: a result differs.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _hurt(nodes: Nodes, dice: random.Random) -> str:
     missing = Counter(POOLS) - Counter({pool: len(pids) for pool, pids in nodes.raylets.items()})
     if missing:
         nodes.add(*missing.elements())
-        return "a node's agent killed, and the node with it"
+        return "a node that had ended by itself replaced"
     kind = dice.choice(KINDS)
     if kind == "node":
         pool = dice.choice(POOLS)

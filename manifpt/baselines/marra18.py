@@ -56,7 +56,7 @@ class Marra18(LearnedBaseline):
         """Args:
         sources, size_px, seed, threads: see `make_baseline`.
         budget_images, learning_rate, batch, patience: see `Training`.
-        width: channels, as a share of the original's.
+        width: channels, as a share of the original's; 16 at least.
         middle: blocks of the middle flow.
         """
         training = Training(learning_rate=learning_rate, batch=batch, budget_images=budget_images, patience=patience)
