@@ -78,7 +78,7 @@ def _scan(settings: Settings, lease: Lease, config: ScanConfig) -> dict[str, Any
     skipped: Counter[str] = Counter()
     template = replace(template, first_shard=last.next_shard if last is not None else 0)
     new = plan_window(settings.inputs, output, number + 1, template, began_s, skipped)
-    event("listed", new=new.objects if new else {}, seconds=time.monotonic() - begin)
+    event("listed", **(new.objects if new is not None else {"new": 0}), seconds=time.monotonic() - begin)
     if new is not None:
         ended.append(_end(new, settings, config))
     results = _results(output, new.number if new is not None else number)
