@@ -254,7 +254,7 @@ class EvaluateConfig(RowsConfig):
     """Only this: each generator in turn is left out of training, and how well its images are found to be of an unknown
     source is measured; leave_one_out.md and leave_one_out.json."""
     seeds: int = 3
-    """Each has its own split, weights and order."""
+    """Each has its own weights and order, and its own split unless the manifest has one."""
     test_artifacts: tuple[str, ...] = ()
     """Cross-dataset: test on all images of these runs, one for each of --artifacts and --control-artifacts."""
     test_labels: str | None = None
@@ -348,7 +348,7 @@ class ReproduceConfig:
     epochs: int | None = None
     """Of each training at most. Default: the network's recipe."""
     seeds: int = 3
-    """Each has its own split, weights and order."""
+    """Each has its own weights and order, and its own split unless the manifest has one."""
     most_images: int | None = None
     """Images of a label at most. Default: the recipe's."""
     denoiser_images: int = 200_000

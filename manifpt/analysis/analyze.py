@@ -11,7 +11,7 @@ import numpy as np
 
 from manifpt.analysis.designs import Designs, read_designs
 from manifpt.analysis.tasks import STAGES, Work, measure, opened
-from manifpt.attributor.examples import choice_of, read_labels
+from manifpt.attributor.choice import choice_of, read_labels
 from manifpt.config import AnalyzeConfig
 from manifpt.errors import ConfigError
 from manifpt.log import event

@@ -82,7 +82,7 @@ def explain_image(config: ExplainConfig) -> dict[str, Any]:
     image_hwc, image = read_image(uri)
     plan = read_plain_plan(run)
     from manifpt.attributor.bundle import Attributor  # torch costs seconds
-    from manifpt.attributor.examples import read_labels
+    from manifpt.attributor.choice import read_labels
 
     labels, attributor = read_labels(config.labels), Attributor.load(config.attributor)
     bundle = open_bundle(normalize(config.reference) if config.reference else plan.reference_uri)

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifpt.artifacts import to_numpy
-from manifpt.attributor.examples import Choice, Examples, read_rows
+from manifpt.attributor.choice import Choice
+from manifpt.attributor.examples import Examples, read_rows
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
 from manifpt.estimates.residual import projected_in

@@ -22,7 +22,7 @@ from manifpt.analysis.structure import (
     separability,
 )
 from manifpt.attributor.bundle import Attributor
-from manifpt.attributor.examples import Choice
+from manifpt.attributor.choice import Choice
 from manifpt.attributor.splits import TEST
 from manifpt.errors import ConfigError
 from manifpt.spaces.pixels import log_spectrum

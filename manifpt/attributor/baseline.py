@@ -23,7 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 from manifpt.artifacts import tensor_column
-from manifpt.attributor.examples import Examples, drawn
+from manifpt.attributor.choice import drawn
+from manifpt.attributor.examples import Examples
 from manifpt.attributor.openset import OpenSet
 from manifpt.attributor.outputs import Outputs
 

@@ -8,30 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
-from manifpt.attributor.splits import SIDES, TEST, assign_splits
-from manifpt.config import RowsConfig
+from manifpt.attributor.choice import Choice, sides, wanted
 from manifpt.documents import check_columns, json_of, parquet_errors
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
-from manifpt.manifest import REAL
 from manifpt.plan import Plan
 from manifpt.reader import read_plain_plan, read_plan
 from manifpt.shards import committed_shards, part_path
 from manifpt.spaces import SpaceSpec
 from manifpt.storage import join, store_of
 
-__all__ = ["Choice", "Examples", "Part", "RunRows", "choice_of", "drawn", "read_labels", "read_rows", "select_examples"]
+__all__ = ["Examples", "Part", "RunRows", "read_rows", "select_examples"]
 
 # With what `fetch` needs: a baseline looks at the image itself.
 _COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "source", "split", "content_hash", "twin",
@@ -39,40 +34,6 @@ _COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "source", "s
 _KINDS = {"offset": pa.int64(), "size_bytes": pa.int64(), "distance": pa.float32()}
 _GROUP = "latent_group"
 _WHERE_KEPT = ["went_through_jpeg"]  # the codec audit's
-_SAID = ("min_images", "most_images", "group_column", "seed")
-_USES = {"train": "train on", "validation": "choose by (validation)", "test": "test on"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """Which rows, and on which side each.
-
-    Attributes:
-        labels: by source, what it is called; None: it is left out. Sources that aren't named keep their name.
-        min_images: a label with fewer is left out.
-        most_images: of a label, drawn by image id; None: all.
-        group_column: rows that share a value lie on one side; None: `latent_group`, where the shards have it.
-        seed: of the sides.
-        image_ids: those to choose among; None: all of the run.
-        is_test: all images are to test on; one label is enough.
-    """
-
-    labels: Mapping[str, str | None]
-    min_images: int = 1
-    most_images: int | None = None
-    group_column: str | None = None
-    seed: int = 0
-    image_ids: pa.Array | None = None
-    is_test: bool = False
-
-    def facts(self) -> dict[str, Any]:
-        """What of it a user says, as an attributor's `config.json` keeps it to find its test images again."""
-        return {"labels": dict(self.labels)} | {name: getattr(self, name) for name in _SAID}
-
-    @staticmethod
-    def from_facts(facts: Mapping[str, Any]) -> Choice:
-        """The inverse of `facts`."""
-        return Choice(labels=facts["labels"], **{name: facts[name] for name in _SAID})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +61,7 @@ class Examples:
         run: its folder.
         spec, shape, estimate: of its artifacts.
         reference_digest: of its reference.
+        dtype, projection: how artifacts are stored, and whether neighbours are exact; of `Plan`.
         labels: S names, sorted.
         table: N rows by `image_id`, so that two runs on the same images have the same rows: with `source`,
             `content_hash`, `shard`, `place` and the group column.
@@ -114,6 +76,8 @@ class Examples:
     shape: tuple[int, ...]
     estimate: Estimate
     reference_digest: str
+    dtype: str
+    projection: str
     labels: tuple[str, ...]
     table: pa.Table
     label_n: np.ndarray
@@ -136,50 +100,20 @@ class Examples:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that training depends on but the recipe."""
-        facts = [self.spec.identity(), self.estimate.identity(), self.reference_digest, list(self.labels)]
+        """SHA-256 of everything that training depends on but the recipe.
+
+        An image is its pixels: a folder that is sampled again often has the old names. How rows are cut into shards
+        changes nothing.
+        """
+        facts = [
+            self.spec.identity(), self.estimate.identity(), self.reference_digest, self.dtype, self.projection,
+            list(self.labels),
+        ]  # fmt: skip
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        for image_id, label, side in zip(
-            self.table["image_id"].to_pylist(), self.label_n.tolist(), self.side_n.tolist(), strict=True
-        ):
-            digest.update(f"{image_id}\0{label}\0{side}\n".encode())
+        names = (self.table[name].to_pylist() for name in ("image_id", "content_hash"))
+        for image_id, pixels, label, side in zip(*names, self.label_n.tolist(), self.side_n.tolist(), strict=True):
+            digest.update(f"{image_id}\0{pixels}\0{label}\0{side}\n".encode())
         return digest.hexdigest()
-
-
-def choice_of(config: RowsConfig) -> Choice:
-    """The choice that a command's flags make.
-
-    Raises:
-        ConfigError: no images at most, or a label map that can't be read.
-    """
-    if config.most_images is not None and config.most_images < 1:
-        raise ConfigError(f"--most-images must be at least 1, not {config.most_images}.")
-    return Choice(
-        labels=read_labels(config.labels),
-        min_images=config.min_images,
-        most_images=config.most_images,
-        group_column=config.group_column,
-    )
-
-
-def read_labels(path: str | None) -> dict[str, str | None]:
-    """A label map from YAML: `source: label`, or `source: null` to leave one out.
-
-    Raises:
-        ConfigError: no such file, or no map.
-    """
-    if path is None:
-        return {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = yaml.safe_load(file) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"Can't read --labels {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict) or not all(
-        isinstance(k, str) and isinstance(v, str | None) for k, v in found.items()
-    ):
-        raise ConfigError(f"--labels {path} must map sources to labels (text), or to null to leave a source out.")
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +121,7 @@ class RunRows:
     """All rows of a run in one space, without their artifacts.
 
     Attributes:
-        run, spec, shape, estimate, reference_digest: as of `Examples`.
+        run, spec, shape, estimate, reference_digest, dtype, projection: as of `Examples`.
         table: every row, by image id.
         group: as of `Examples`.
     """
@@ -197,6 +131,8 @@ class RunRows:
     shape: tuple[int, ...]
     estimate: Estimate
     reference_digest: str
+    dtype: str
+    projection: str
     table: pa.Table
     group: str | None
 
@@ -204,9 +140,9 @@ class RunRows:
         """Rows with labels and sides.
 
         Raises:
-            ConfigError: too few labels or images.
+            ConfigError: too few labels or images, or a group that the manifest's own split cuts.
         """
-        table, left_out = _wanted(self.table, choice)
+        table, left_out = wanted(self.table, choice, self.group)
         named = table["label"].to_pylist()
         labels = tuple(sorted(set(named)))
         if len(labels) < (1 if choice.is_test else 2):
@@ -216,10 +152,10 @@ class RunRows:
             )
         number = {label: n for n, label in enumerate(labels)}
         label_n = np.array([number[label] for label in named], np.int64)
-        side_n = _sides(table, label_n, labels, choice, self.group)
+        side_n = sides(table, label_n, labels, choice, self.group)
         return Examples(
-            self.run, self.spec, self.shape, self.estimate, self.reference_digest, labels, table, label_n, side_n,
-            left_out, self.group,
+            self.run, self.spec, self.shape, self.estimate, self.reference_digest, self.dtype, self.projection, labels,
+            table, label_n, side_n, left_out, self.group,
         )  # fmt: skip
 
 
@@ -250,7 +186,7 @@ def read_rows(run: str, space: str, group_column: str | None = None, altered: bo
         raise ConfigError(f"The run {run} has no space {space!r}; it has {known}.")
     table, shape = _rows(run, plan, spec, group_column)
     group = group_column or (_GROUP if _GROUP in table.column_names else None)
-    return RunRows(run, spec, shape, plan.estimate, plan.reference_digest, table, group)
+    return RunRows(run, spec, shape, plan.estimate, plan.reference_digest, plan.dtype, plan.projection, table, group)
 
 
 def _rows(run: str, plan: Plan, spec: SpaceSpec, group_column: str | None) -> tuple[pa.Table, tuple[int, ...]]:
@@ -304,68 +240,3 @@ def _checked(metadata: Mapping[bytes, bytes], plan: Plan, spec: SpaceSpec, uri: 
         raise ConfigError(f"{uri} is of another run than its folder's: compute the artifacts again.")
     shape = json_of(stated("shape").encode() or b"[]", uri)
     return tuple(int(n) for n in shape) or None
-
-
-def _wanted(table: pa.Table, choice: Choice) -> tuple[pa.Table, dict[str, int]]:
-    """Without what the choice leaves out, and without reals of which the reference holds a copy.
-
-    The distance of such a real says nothing of a real that is new; a copy that a generator made is its own doing.
-    """
-    left_out: dict[str, int] = {}
-
-    def keep(mask_n: np.ndarray, reason: str) -> None:
-        nonlocal table
-        if not mask_n.all():
-            left_out[reason] = int((~mask_n).sum())
-            table = table.filter(pa.array(mask_n))
-
-    if choice.image_ids is not None:
-        table = table.filter(pc.is_in(table["image_id"], value_set=choice.image_ids))
-    named = [choice.labels.get(source, source) for source in table["source"].to_pylist()]
-    table = table.append_column("label", pa.array(named, pa.string()))
-    is_copy = [
-        source == REAL and twin in ("copy", "near_copy")
-        for source, twin in zip(table["source"].to_pylist(), table["twin"].to_pylist(), strict=True)
-    ]
-    keep(~np.array(is_copy, bool), "real near copies of the reference")
-    keep(table["label"].is_valid().to_numpy(), "sources left out by the label map")
-    counts = {row["values"]: row["counts"] for row in table["label"].value_counts().to_pylist()}
-    few = [label for label, count in counts.items() if count < choice.min_images]
-    keep(~pc.is_in(table["label"], value_set=pa.array(few, pa.string())).to_numpy(), "labels with few images")
-    if choice.most_images is not None:
-        label_n = np.array(table["label"].to_pylist(), dtype=object)
-        keep(drawn(label_n, table["image_id"].to_pylist(), choice.most_images), "beyond the most images of a label")
-    return table, left_out
-
-
-def drawn(label_n: np.ndarray, image_ids: Sequence[str], most: int) -> np.ndarray:
-    """bool [N]: at most so many of each label, those whose image id has the smallest hash."""
-    key_n = np.array([hashlib.blake2b(image_id.encode(), digest_size=8).hexdigest() for image_id in image_ids])
-    kept_n = np.zeros(len(label_n), bool)
-    for label in set(label_n.tolist()):
-        of_label = np.flatnonzero(label_n == label)
-        kept_n[of_label[np.argsort(key_n[of_label], kind="stable")[:most]]] = True
-    return kept_n
-
-
-def _sides(
-    table: pa.Table, label_n: np.ndarray, labels: Sequence[str], choice: Choice, group: str | None
-) -> np.ndarray:
-    """The manifest's own split where it names one for every image, else a new one."""
-    if choice.is_test:
-        return np.full(len(label_n), TEST, np.int8)
-    own = set(pc.unique(table["split"]).to_pylist())
-    if own and own <= set(SIDES):
-        side_n = np.array([SIDES.index(split) for split in table["split"].to_pylist()], np.int8)
-        for side, name in enumerate(SIDES):
-            lacking = set(range(len(labels))) - set(label_n[side_n == side].tolist())
-            if lacking:
-                raise ConfigError(
-                    f"By the manifest's own split, {labels[min(lacking)]} has no image to {_USES[name]}: index the "
-                    f"images again without --split and --split-column for a new split, or leave it out with --labels."
-                )
-        return side_n
-    keys: list[list[Any]] = [table["content_hash"].to_pylist()]
-    if group:
-        keys.append([None if v in (None, "") else str(v) for v in table[group].to_pylist()])
-    return assign_splits(label_n, keys, table["image_id"].to_pylist(), choice.seed, sources=labels)

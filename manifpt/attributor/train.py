@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from manifpt.attributor.altered import Altered, read_altered
-from manifpt.attributor.examples import Examples, choice_of, select_examples
+from manifpt.attributor.choice import choice_of
+from manifpt.attributor.examples import Examples, select_examples
 from manifpt.attributor.splits import SIDES, TEST, TRAIN, VALIDATION
 from manifpt.attributor.trackers import Track, make_tracker
 from manifpt.config import TrainConfig

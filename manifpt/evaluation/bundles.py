@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from manifpt.attributor.bundle import Attributor
-from manifpt.attributor.examples import read_labels
+from manifpt.attributor.choice import read_labels
 from manifpt.errors import ConfigError
 from manifpt.evaluation.tables import Row
 from manifpt.metrics.attribution import accuracy, balanced_accuracy

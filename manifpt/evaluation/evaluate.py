@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifpt import cluster
-from manifpt.attributor.examples import Choice, Examples, choice_of, read_labels, read_rows
+from manifpt.attributor.choice import Choice, choice_of, read_labels
+from manifpt.attributor.examples import Examples, read_rows
 from manifpt.attributor.splits import SIDES
 from manifpt.baselines import BASELINES
 from manifpt.config import EvaluateConfig
@@ -152,10 +153,17 @@ def examples_by_seed(candidates: Sequence[Candidate], config: EvaluateConfig) ->
     choice = choice_of(config)
     pairs = list(dict.fromkeys((c.run, c.space.name) for c in candidates))
     rows = {pair: read_rows(*pair, config.group_column) for pair in pairs}
-    common = _common_ids(of_run.chosen(choice) for of_run in rows.values())
+    alone = {pair: of_run.chosen(choice) for pair, of_run in rows.items()}
+    common = _common_ids(alone.values())
     event("images_in_all_runs", images=len(common), references=len({r.reference_digest for r in rows.values()}))
     choices = [replace(choice, seed=seed, image_ids=common) for seed in range(config.seeds)]
-    return [{pair: of_run.chosen(of_seed) for pair, of_run in rows.items()} for of_seed in choices]
+
+    def of_common(pair: tuple[str, str], of_seed: Choice) -> Examples:
+        found, left_out = rows[pair].chosen(of_seed), alone[pair].left_out
+        lacking = len(alone[pair].label_n) - len(common)
+        return replace(found, left_out=left_out | ({"not in all runs": lacking} if lacking else {}))
+
+    return [{pair: of_common(pair, of_seed) for pair in rows} for of_seed in choices]
 
 
 def _work(candidate: Candidate, examples: ByRun, tests: ByRun, output: str, seed: int) -> Work:

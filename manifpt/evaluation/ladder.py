@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 from manifpt import cluster
 from manifpt.alterations import LADDER, NONE
 from manifpt.attributor.bundle import Attributor
-from manifpt.attributor.examples import Choice, Examples, select_examples
+from manifpt.attributor.choice import Choice
+from manifpt.attributor.examples import Examples, select_examples
 from manifpt.attributor.splits import TEST
 from manifpt.config import EvaluateConfig
 from manifpt.errors import ConfigError

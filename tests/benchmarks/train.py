@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from manifpt import cluster, pipeline
 from manifpt.artifacts import to_numpy
 from manifpt.attributor import worker
-from manifpt.attributor.examples import Choice, Examples, select_examples
+from manifpt.attributor.choice import Choice
+from manifpt.attributor.examples import Examples, select_examples
 from manifpt.attributor.networks import make_network
 from manifpt.attributor.splits import TEST, TRAIN, VALIDATION
 from manifpt.attributor.training import RECIPES, class_weights

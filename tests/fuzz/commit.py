@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import random
 
-from manifpt.attributor.examples import Choice, select_examples
+from manifpt.attributor.choice import Choice
+from manifpt.attributor.examples import select_examples
 from manifpt.errors import ConfigError
 from manifpt.plan import check_plan
 from manifpt.reader import ArtifactReader, read_plan

@@ -15,7 +15,8 @@ import pytest
 
 from manifpt.artifacts import to_numpy
 from manifpt.attributor.bundle import Attributor
-from manifpt.attributor.examples import Choice, select_examples
+from manifpt.attributor.choice import Choice
+from manifpt.attributor.examples import select_examples
 from manifpt.attributor.splits import TEST
 from manifpt.config import ArtifactsConfig
 from manifpt.reader import ArtifactReader

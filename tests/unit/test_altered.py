@@ -18,7 +18,8 @@ from manifpt.analysis.explain import explain_image
 from manifpt.artifacts import to_numpy
 from manifpt.attributor.altered import read_altered
 from manifpt.attributor.card import model_card
-from manifpt.attributor.examples import Choice, Examples, select_examples
+from manifpt.attributor.choice import Choice
+from manifpt.attributor.examples import Examples, select_examples
 from manifpt.attributor.splits import TRAIN
 from manifpt.attributor.train import _facts
 from manifpt.attributor.training import RECIPES

@@ -25,7 +25,7 @@ from manifpt.analysis.structure import (
     separability,
 )
 from manifpt.analysis.tasks import Work, measure
-from manifpt.attributor.examples import Choice
+from manifpt.attributor.choice import Choice
 from manifpt.errors import ConfigError
 from tests.helpers.cluster import ROOT
 from tests.helpers.runs import artifacts_of, make_run, rows_of
@@ -174,7 +174,7 @@ def test_rows_are_read_only_where_they_are_looked_at(tmp_path: Path) -> None:
 PEAK = """
 import os, sys
 from manifpt.analysis.sample import open_sample
-from manifpt.attributor.examples import Choice
+from manifpt.attributor.choice import Choice
 from tests.helpers.memory import peak_rss_bytes
 assert open_sample(sys.argv[1], "rgb", Choice(labels={}, is_test=True)).artifact_bd.shape == (2000, 3072)
 print(peak_rss_bytes(os.getpid()))

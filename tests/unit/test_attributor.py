@@ -25,7 +25,8 @@ from manifpt.attributor import finish as finish_module
 from manifpt.attributor import train as train_module
 from manifpt.attributor.bundle import Attributor, save_bundle
 from manifpt.attributor.card import model_card
-from manifpt.attributor.examples import Choice, Examples, read_labels, select_examples
+from manifpt.attributor.choice import Choice, read_labels
+from manifpt.attributor.examples import Examples, select_examples
 from manifpt.attributor.networks import make_network
 from manifpt.attributor.splits import SIDES, TEST, TRAIN, VALIDATION
 from manifpt.attributor.training import Recipe, class_weights
@@ -165,6 +166,51 @@ def test_the_manifests_own_split_is_used(tmp_path: Path) -> None:
         partly = rows_of(SOURCES, split=[other, *split[1:]])
         found = select_examples(str(make_run(tmp_path / f"{other}", partly)), "rgb", ALL)
         assert [SIDES[side] for side in found.side_n] != found.table["split"].to_pylist()
+
+
+def test_a_group_that_the_manifests_own_split_cuts_is_refused(tmp_path: Path) -> None:
+    """Learnt on one side, it would be asked for on the other."""
+    split = [("train", "validation", "test")[n % 3] for n in range(100)]
+    groups = [f"g{n % 3}" for n in range(100)]
+    whole = rows_of(SOURCES, split=split, latent_group=groups)
+    assert len(select_examples(str(make_run(tmp_path / "whole", whole)), "rgb", ALL).label_n) == 100
+    cut = rows_of(SOURCES, split=split, latent_group=["g1", *groups[1:]])
+    run = str(make_run(tmp_path / "cut", cut))
+    with pytest.raises(ConfigError, match=r"images of latent_group 'g1' on (train|validation) and (train|validation)"):
+        select_examples(run, "rgb", ALL)
+    tested = select_examples(run, "rgb", replace(ALL, is_test=True))
+    assert len(tested.label_n) == 100, "nothing is learnt of it"
+
+
+def test_pixels_on_two_sides_of_the_manifests_own_split_stay_on_the_last(tmp_path: Path) -> None:
+    split = [("train", "validation", "test")[n % 3] for n in range(100)]
+    pixels = [f"own{n}" for n in range(100)]
+    pixels[0] = pixels[3] = pixels[5]  # two to train on, one to test on
+    pixels[6] = pixels[7]  # to train on, to choose by
+    pixels[9] = pixels[12]  # both to train on
+    found = select_examples(
+        str(make_run(tmp_path / "run", rows_of(SOURCES, split=split, content_hash=pixels))), "rgb", ALL
+    )
+    assert found.left_out == {"identical images on two sides of the manifest's own split": 3}
+    sides: dict[str, set[int]] = {}
+    for value, side in zip(found.table["content_hash"].to_pylist(), found.side_n.tolist(), strict=True):
+        sides.setdefault(value, set()).add(side)
+    assert all(len(of_pixels) == 1 for of_pixels in sides.values()) and sides["own5"] == {TEST}
+    assert len(found.label_n) == 97
+
+
+def test_other_pixels_under_the_old_names_are_other_examples(tmp_path: Path) -> None:
+    """A generator's folder is sampled again: no training of before goes on, and no result of before is shown."""
+    rows = rows_of(SOURCES)
+    changed = rows.set_column(
+        rows.column_names.index("content_hash"), "content_hash", pa.array([f"new{n}" for n in range(100)])
+    )
+    one, again, other = (
+        select_examples(str(make_run(tmp_path / name, of_run)), "rgb", ALL)
+        for name, of_run in (("one", rows), ("again", rows), ("other", changed))
+    )
+    assert one.digest == again.digest != other.digest
+    assert replace(one, dtype="float32").digest != one.digest != replace(one, projection="approximate").digest
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from manifpt import cluster, pipeline
-from manifpt.attributor.examples import Choice, Examples, select_examples
+from manifpt.attributor.choice import Choice
+from manifpt.attributor.examples import Examples, select_examples
 from manifpt.attributor.outputs import read_outputs
 from manifpt.attributor.splits import TEST
 from manifpt.attributor.training import RECIPES, mean_and_std

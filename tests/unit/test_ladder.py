@@ -17,7 +17,8 @@ import torch
 from manifpt import cluster, pipeline
 from manifpt.alterations import LADDER, NONE
 from manifpt.attributor.bundle import Attributor, save_bundle
-from manifpt.attributor.examples import Choice, select_examples
+from manifpt.attributor.choice import Choice
+from manifpt.attributor.examples import select_examples
 from manifpt.attributor.networks import make_network
 from manifpt.attributor.splits import TEST
 from manifpt.config import EvaluateConfig

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from manifpt import cluster, pipeline
-from manifpt.attributor.examples import Choice, Examples, select_examples
+from manifpt.attributor.choice import Choice
+from manifpt.attributor.examples import Examples, select_examples
 from manifpt.attributor.outputs import read_outputs
 from manifpt.attributor.splits import TEST, TRAIN
 from manifpt.config import EvaluateConfig
