@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 import yaml
 
-from manifpt.errors import ConfigError, StorageError, TooManyRejected, WorkerError
+from manifpt.errors import ConfigError, StorageError, TooManyRejected, WorkerError, told_as
 from manifpt.log import event, printable
 from manifpt.termination import EXIT_CODE, Terminated, terminable
 
@@ -454,8 +454,14 @@ def run_command(command: Callable[[], None]) -> int:
     except TooManyRejected as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 3
-    except StorageError as error:
-        event("storage_failed", error=error)
+    except (StorageError, OSError) as error:
+        told = told_as(error)
+        if told is None:
+            raise
+        if isinstance(told, ConfigError):
+            print(printable(f"error: {told}"), file=sys.stderr)
+            return 2
+        event("storage_failed", error=told)
         print("error: storage failed; the same command goes on where this one stopped.", file=sys.stderr)
         return 1
     except WorkerError as error:

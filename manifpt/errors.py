@@ -13,6 +13,7 @@ __all__ = [
     "StorageError",
     "TooManyRejected",
     "WorkerError",
+    "told_as",
 ]
 
 
@@ -38,6 +39,20 @@ class WorkerError(Exception):
 
 class NodesLost(WorkerError):
     """Nodes vanished with work and with what others waited for: what isn't committed can be computed anew."""
+
+
+def told_as(error: Exception) -> ConfigError | StorageError | None:
+    """An error as one with a sentence for the user; None: it is a fault of ours, and keeps its trace.
+
+    What a file system or a store says of itself has a number; Arrow's errors of damaged data are OSErrors without one.
+    """
+    if isinstance(error, ConfigError | StorageError):
+        return error
+    if isinstance(error, PermissionError):
+        return ConfigError(f"No permission: {error}. Grant it and say the same command again.")
+    if isinstance(error, OSError) and error.errno is not None:
+        return StorageError(f"{type(error).__name__}: {error}")
+    return None
 
 
 class RejectReason(str, Enum):

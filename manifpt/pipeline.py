@@ -24,7 +24,7 @@ from manifpt import stages
 from manifpt.artifacts import to_numpy
 from manifpt.attributor.examples import Part
 from manifpt.cluster import NODE_TO_COME_CPUS, environment
-from manifpt.errors import ConfigError, NodesLost, StorageError, WorkerError
+from manifpt.errors import ConfigError, NodesLost, StorageError, WorkerError, told_as
 from manifpt.log import event
 from manifpt.packing import cell, pack, unpack
 from manifpt.plan import Plan
@@ -201,8 +201,8 @@ def _task(work: Callable[..., Any], item: tuple[Any, ...], s3: dict[str, str]) -
     os.environ.update(s3)
     try:
         return work(*item)
-    except (ConfigError, StorageError) as error:
-        return _Failed(type(error).__name__, str(error))
+    except _TOLD as error:
+        return _Failed(*_sentence(error))
 
 
 def _quiet() -> None:
@@ -267,6 +267,7 @@ def _shares(plan: Plan, shards: int, most_actors: int | None, gpu: bool) -> Shar
 
 # Errors with a sentence for the user. They travel as data: Ray would wrap them into its own, type and all.
 _ERRORS: dict[str, type[Exception]] = {"ConfigError": ConfigError, "StorageError": StorageError}
+_TOLD = (ConfigError, StorageError, OSError)
 
 
 def _step(batch: pa.Table, s3: dict[str, str], work: Callable[[stages.Shard], stages.Shard]) -> pa.Table:
@@ -281,8 +282,16 @@ def _step(batch: pa.Table, s3: dict[str, str], work: Callable[[stages.Shard], st
 def _tried(work: Callable[[], stages.Shard]) -> stages.Shard:
     try:
         return work()
-    except (ConfigError, StorageError) as error:
-        return {"error": pa.table({"error": [type(error).__name__], "detail": [str(error)]})}
+    except _TOLD as error:
+        name, detail = _sentence(error)
+        return {"error": pa.table({"error": [name], "detail": [detail]})}
+
+
+def _sentence(error: Exception) -> tuple[str, str]:
+    told = told_as(error)
+    if told is None:
+        raise error
+    return type(told).__name__, str(told)
 
 
 def _decode(batch: pa.Table, plan: Plan, s3: dict[str, str], encode: bool, on_gpu: bool) -> pa.Table:
@@ -325,7 +334,7 @@ class _Project:
 
 def _projecting(plan: Plan, threads: int, part: int, gpu: bool) -> Callable[[stages.Shard], stages.Shard]:
     if plan.task != "attributions":
-        return Projecting(plan, threads, part)
+        return Projecting(plan, threads, part, "cuda" if gpu else "cpu")
     from manifpt.monitoring.attributing import Attributing
 
     return Attributing(plan, threads, "cuda" if gpu else "cpu")

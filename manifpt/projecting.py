@@ -20,7 +20,7 @@ from manifpt.projection import Projection, nearer_of, projection_of
 from manifpt.reference import Bundle, Codes, Reference, open_bundle
 from manifpt.search import Choice, Found
 from manifpt.spaces import SpaceSpec
-from manifpt.stages import Shard, rejected_table, rejection
+from manifpt.stages import Shard, not_finite, rejected_table, rejection
 
 __all__ = ["Projecting"]
 
@@ -30,11 +30,12 @@ _CHECKED = 64  # images a shard whose approximate neighbour is compared with the
 class Projecting:
     """Codes to projections, in every space of a plan. Holds the reference, or one share of it, in memory."""
 
-    def __init__(self, plan: Plan, threads: int = 1, share: int = 0) -> None:
+    def __init__(self, plan: Plan, threads: int = 1, share: int = 0, device: str = "cpu") -> None:
         """Args:
         plan: of artifacts.
         threads: CPU threads.
         share: which of `plan.reference_shards` to hold. A shard passes all of them, and its best goes with it.
+        device: for an estimate that multiplies matrices; the search for neighbours finds its own.
         """
         bundle = open_bundle(plan.reference_uri)
         if bundle.digest != plan.reference_digest:
@@ -52,7 +53,7 @@ class Projecting:
             reference = Reference(codes[spec.code_key], sought_in, threads, _choice(plan.projection, measured))
             self.references[spec.name] = reference
             if shares == 1:
-                self._projectors[spec.name] = make_projector(plan.estimate, reference)
+                self._projectors[spec.name] = make_projector(plan.estimate, reference, device)
             else:
                 _ = reference.projector  # built here, so that the first shard's time is its own
             if plan.projection == "approximate":
@@ -69,7 +70,7 @@ class Projecting:
             codes = shard[f"code:{key}"] if len(rows) else reference.codes.array[:0]
             embeddings_bd = reference.space.embed(codes).reshape(len(rows), int(np.prod(reference.shape)))
             finite_b = np.isfinite(embeddings_bd).all(axis=1)
-            not_finite, rows = rows.filter(pa.array(~finite_b)), rows.filter(pa.array(finite_b))
+            infinite, rows = rows.filter(pa.array(~finite_b)), rows.filter(pa.array(finite_b))
             embeddings_bd = embeddings_bd[finite_b]
             excluded, twin = _left_out(reference.codes, rows, self._plan.task == "attributions")
             if self._plan.estimate.name == "denoiser":  # it has learned its reference, and can't forget one image
@@ -91,7 +92,7 @@ class Projecting:
                 found = projection_of(embeddings_bd, _found_in(best, name), near_bd)
             if name in self._exact:
                 out[f"recall:{name}"] = self._recall(name, found.distance_b, embeddings_bd, excluded)
-            rejected.append(_not_finite(not_finite, name))
+            rejected.append(not_finite(infinite, name))
             out[f"rows:{name}"] = _with_neighbors(rows, found, twin, reference.codes.image_ids)
             out[f"shape:{name}"] = np.array(reference.shape)
             if name in self._plan.inline:
@@ -125,11 +126,6 @@ def _measured(bundle: Bundle, spec: SpaceSpec) -> Choice:
 
 def _in_reference(rows: pa.Table, space: str) -> pa.Table:
     bad = BadImage(RejectReason.IN_REFERENCE, "the denoiser was trained on this very image")
-    return rejected_table(rejection(row, space, bad) for row in rows.to_pylist())
-
-
-def _not_finite(rows: pa.Table, space: str) -> pa.Table:
-    bad = BadImage(RejectReason.NOT_FINITE, "the embedding holds numbers that are not finite")
     return rejected_table(rejection(row, space, bad) for row in rows.to_pylist())
 
 

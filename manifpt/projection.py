@@ -105,7 +105,7 @@ class NearestProjector:
             compact, codes: see `manifpt.search.make_search`.
 
         Raises:
-            ValueError: an embedding of the reference is no finite number.
+            ConfigError: an embedding of the reference is no finite number.
         """
         self.embeddings_of = embeddings_of
         self.count = count

@@ -21,7 +21,7 @@ from manifpt.estimates import Estimate
 from manifpt.estimates.residual import artifacts_of, projected_in
 from manifpt.fetch import fetch
 from manifpt.plan import Plan
-from manifpt.reference import Codes, Reference, open_bundle
+from manifpt.reference import Reference, held_codes, open_bundle
 from manifpt.shards import committed_shards, part_path, read_commits, read_part
 from manifpt.spaces import SpaceSpec, make_space
 from manifpt.storage import join, normalize, store_of
@@ -122,7 +122,7 @@ class _Again:
         self._spec, self._estimate = bundle.spaces[name], plan.estimate
         sought_in = projected_in(self._spec, plan.estimate)
         self._space = make_space(sought_in, threads, device)
-        self._reference = Reference(Codes(bundle, sought_in.code_key), sought_in, threads)
+        self._reference = Reference(held_codes(bundle, sought_in.code_key), sought_in, threads)
 
     def made(self, table: pa.Table) -> pa.Table:
         """The table with its artifacts."""

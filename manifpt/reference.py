@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -49,6 +50,7 @@ __all__ = [
     "code_table",
     "codes_of",
     "finish_bundle",
+    "held_codes",
     "library_versions",
     "open_bundle",
 ]
@@ -281,24 +283,36 @@ class Codes:
         Raises:
             ConfigError: a part that is gone or was changed after the bundle was finished; or more shares than parts.
         """
-        tables = list(_verified_parts(bundle, key))
-        ends = np.cumsum([0, *(len(table) for table in tables)])
-        cuts = np.linspace(0, len(tables), shares + 1).astype(int)
+        parts = bundle.parts[key]
+        ends = np.cumsum([0, *(part["rows"] for part in parts)])
+        cuts = np.linspace(0, len(parts), shares + 1).astype(int)
         if (np.diff(cuts) < 1).any():
             raise ConfigError(
-                f"The reference {bundle.uri} has {len(tables)} parts and can't be held in {shares}: lower "
+                f"The reference {bundle.uri} has {len(parts)} parts and can't be held in {shares}: lower "
                 f"--reference-shards, or build it with a smaller --shard-rows."
             )
-        held = tables[cuts[share] : cuts[share + 1]]
         self.rows = range(int(ends[cuts[share]]), int(ends[cuts[share + 1]]))
-        self.image_ids: pa.Array = pa.concat_arrays([c for t in tables for c in t["image_id"].chunks])
-        self._by_hash = _Lookup(value for table in tables for value in table["content_hash"].to_pylist())
-        self._by_place = _Lookup(
-            _place(uri, offset)
-            for table in tables
-            for uri, offset in zip(table["uri"].to_pylist(), table["offset"].to_pylist(), strict=True)
-        )
-        self.array = np.concatenate([codes_of(table) for table in held])
+        array: np.ndarray | None = None
+        image_ids: list[pa.Array] = []
+        hashes: list[np.ndarray] = []
+        places: list[np.ndarray] = []
+        # Part by part, so that memory never holds more than the share and one part's bytes.
+        for (start, stop), table in zip(itertools.pairwise(ends.tolist()), _verified_parts(bundle, key), strict=True):
+            image_ids += table["image_id"].chunks
+            hashes.append(_keys(table["content_hash"].to_pylist()))
+            places.append(_keys(map(_place, table["uri"].to_pylist(), table["offset"].to_pylist())))
+            if start < stop and self.rows.start <= start < self.rows.stop:
+                codes = codes_of(table)
+                if array is None:
+                    array = _empty(len(self.rows), codes, bundle.uri)
+                if codes.shape[1:] != array.shape[1:] or codes.dtype != array.dtype:
+                    raise ConfigError(f"The parts of {bundle.uri} hold codes of two shapes: build the reference again.")
+                array[start - self.rows.start : stop - self.rows.start] = codes
+        if array is None:
+            raise ConfigError(f"A share of the reference {bundle.uri} holds no image: lower --reference-shards.")
+        self.array = array
+        self.image_ids: pa.Array = pa.concat_arrays(image_ids)
+        self._by_hash, self._by_place = _Lookup(hashes), _Lookup(places)
 
     def rows_with(self, content_hashes: Sequence[str]) -> list[np.ndarray]:
         """int64 rows with these very pixels, for each hash."""
@@ -309,20 +323,52 @@ class Codes:
         return self._by_place.rows([_place(uri, offset) for uri, offset in zip(uris, offsets, strict=True)])
 
 
+@functools.lru_cache(maxsize=1)
+def _held(uri: str, digest: str, key: str) -> Codes:
+    bundle = open_bundle(uri)
+    if bundle.digest != digest:
+        raise ConfigError(f"The reference {uri} was built again while the job ran; start the job anew.")
+    return Codes(bundle, key)
+
+
+def held_codes(bundle: Bundle, key: str) -> Codes:
+    """All codes, which a process that reads several runs holds once: those of the reference that it asked for last."""
+    return _held(bundle.uri, bundle.digest, key)
+
+
 def _place(uri: str, offset: int | None) -> str:
     return hashlib.blake2b(f"{offset}@{uri}".encode(), digest_size=16).hexdigest()
+
+
+def _empty(rows: int, codes: np.ndarray, uri: str) -> np.ndarray:
+    """Room for so many codes.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return np.empty((rows, *codes.shape[1:]), codes.dtype)
+    except (MemoryError, OverflowError, ValueError) as error:
+        raise ConfigError(
+            f"{rows} codes of the reference {uri}, of {codes[:1].nbytes} bytes each, are more than this machine's "
+            f"memory holds: raise --reference-shards, or use larger machines."
+        ) from error
+
+
+def _keys(keys: Iterable[str]) -> np.ndarray:
+    return np.array(list(keys), "S32")
 
 
 class _Lookup:
     """Rows by 32-character key: a sorted array, since a dictionary of millions of strings takes gigabytes."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
-        keys_n = np.array(list(keys), "S32")
+    def __init__(self, keys: Sequence[np.ndarray]) -> None:
+        keys_n = np.concatenate(keys)
         self._order = np.argsort(keys_n, kind="stable")
         self._sorted = keys_n[self._order]
 
     def rows(self, keys: Sequence[str]) -> list[np.ndarray]:
-        keys_b = np.array(keys, "S32")
+        keys_b = _keys(keys)
         low_b, high_b = (np.searchsorted(self._sorted, keys_b, side) for side in ("left", "right"))
         return [np.sort(self._order[low:high]) for low, high in zip(low_b.tolist(), high_b.tolist(), strict=True)]
 

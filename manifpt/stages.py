@@ -25,7 +25,7 @@ import pyarrow as pa
 from manifpt.alterations import NONE, altered, altered_as
 from manifpt.artifacts import artifact_table
 from manifpt.decode import content_hash, decode
-from manifpt.errors import BadImage, ConfigError
+from manifpt.errors import BadImage, ConfigError, RejectReason
 from manifpt.fetch import fetch
 from manifpt.manifest import Manifest
 from manifpt.plan import Plan
@@ -217,14 +217,25 @@ def _statistics(
 
 
 def commit_codes(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
-    """Writes the reference parts of one shard and commits it."""
+    """Writes the reference parts of one shard and commits it. An image without a finite embedding is no reference."""
     parts: dict[str, pa.Table] = {}
+    rejected = [shard["rejected"]]
     for key in (name.removeprefix("code:") for name in shard if name.startswith("code:")):
-        rows = shard["rows"].take(pa.array(shard[f"index:{key}"])).select(LISTED_COLUMNS)
+        rows, codes = shard["rows"].take(pa.array(shard[f"index:{key}"])), shard[f"code:{key}"]
+        finite_b = np.isfinite(codes).all(axis=tuple(range(1, codes.ndim)))
+        names = ", ".join(spec.name for spec in plan.spaces if spec.code_key == key)
+        rejected.append(not_finite(rows.filter(pa.array(~finite_b)), names))
+        rows, codes = rows.filter(pa.array(finite_b)).select(LISTED_COLUMNS), codes[finite_b]
         if len(rows):  # an empty part would have no shape
             path = part_path("embeddings", key, int(shard["shard"]))
-            parts[path] = code_table(rows, shard[f"code:{key}"], {"manifpt.plan_digest": plan.digest})
-    return commit(output, shard, parts)
+            parts[path] = code_table(rows, codes, {"manifpt.plan_digest": plan.digest})
+    return commit(output, shard | {"rejected": pa.concat_tables(rejected)}, parts)
+
+
+def not_finite(rows: pa.Table, space: str) -> pa.Table:
+    """Rejections of rows whose embedding is no finite number."""
+    bad = BadImage(RejectReason.NOT_FINITE, "the embedding holds numbers that are not finite")
+    return rejected_table(rejection(row, space, bad) for row in rows.to_pylist())
 
 
 def commit(

@@ -147,7 +147,9 @@ class DenoiserProjector:
         assert not any(len(rows) for rows in excluded or ()), "rejected before"
         step = max(1, _BATCH_PX // (self._shape[1] * self._shape[2]))
         artifact_bd = np.empty_like(embeddings_bd, np.float32)
-        with torch.inference_mode():
+        # On a GPU as on a CPU: the same bits each time, and no rounding to ten bits.
+        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        with torch.inference_mode(), exact:
             for start in range(0, len(embeddings_bd), step):
                 x_bchw = torch.from_numpy(embeddings_bd[start : start + step].reshape(-1, *self._shape))
                 noise_bchw = self._model.noise(x_bchw.to(self._device, memory_format=torch.channels_last))

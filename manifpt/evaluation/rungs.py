@@ -108,7 +108,7 @@ def climb(rung: Rung) -> dict[str, Any]:
 
 @functools.lru_cache(1)  # the next step of the same images finds its reference loaded; two might not fit in memory
 def _stages(plan: Plan, threads: int, device: str) -> tuple[Encoder, Projecting]:
-    return Encoder(plan.spaces, threads, device, plan.rows), Projecting(plan, threads)
+    return Encoder(plan.spaces, threads, device, plan.rows), Projecting(plan, threads, device=device)
 
 
 class _Said:

@@ -54,7 +54,7 @@ class Attributing:
                 f"The attributor {plan.attributor_uri} was replaced since this scan was planned: scan into another "
                 f"--output, or put the earlier one back."
             )
-        self._projecting = Projecting(plan, threads)
+        self._projecting = Projecting(plan, threads, device=device)
 
     def __call__(self, shard: Shard) -> Shard:
         shard = self._projecting(shard)

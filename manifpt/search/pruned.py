@@ -30,6 +30,7 @@ _BLOCK_ROWS = 32_768  # of codes at a time: the products of one block stay near 
 _MANY = 4  # a query that keeps more than N / _MANY rows after the codes
 _TOO_MANY = 16  # or more than N / _TOO_MANY after the sketches is cheaper by the flat search
 _FEW = 256  # but so many are always fine
+_MOST_PAIRS = 1 << 25  # of a batch: half a GiB; beyond, those with more than their part of it are given up
 _SEED_GROUPS = 4  # for each of the k neighbours, of which
 _SEEDS = 3  # rows are measured first
 _SINGLE = 8  # queries that are compared with every row by differences, rather than by a flat search
@@ -134,7 +135,11 @@ class PrunedSearch:
         sketch_bm, error_b = self._sketch(query_bd)
         code = coded(sketch_bm, error_b, sketch_bm.abs().amax(1), self._code_type)
         queries = _Queries(query_bd, sketch_bm, error_b, code, k, _Excluded(excluded, self._vectors.count))
-        pairs = [self._survivors(block, queries) for block in self._blocks]
+        pairs: list[tuple[np.ndarray, np.ndarray]] = []
+        for block in self._blocks:
+            pairs.append(self._survivors(block, queries))
+            if queries.count(pairs[-1][0]):
+                pairs = [queries.not_hard(*found) for found in pairs]
         pair_b, row_p = (np.concatenate(part) for part in zip(*pairs, strict=True))
         pair_b, row_p = self._by_sketches(queries, pair_b, row_p)
         return nearest_of_pairs(self._vectors, query_bd, pair_b, row_p, k), queries.is_hard_b
@@ -151,8 +156,8 @@ class PrunedSearch:
 
         upper_b = torch.from_numpy(queries.upper_b).to(lower_bg.device)
         is_left_bg = lower_bg <= upper_b[:, None]
-        limit = max(_FEW, self._vectors.count // _MANY) // GROUP
-        queries.add_hard((is_left_bg.sum(1) > limit).cpu().numpy())
+        limit = max(_FEW, self._vectors.count // _MANY)
+        queries.add_hard(is_left_bg.sum(1).cpu().numpy() + queries.left_b // GROUP > limit // GROUP)
         is_left_bg &= ~torch.from_numpy(queries.is_hard_b).to(is_left_bg.device)[:, None]
         pair_b, pair_g = is_left_bg.nonzero(as_tuple=True)
         lower_sp = self._members(block, queries, product_bsg, pair_b, pair_g)
@@ -197,8 +202,7 @@ class PrunedSearch:
 
     def _by_sketches(self, queries: _Queries, pair_b: np.ndarray, row_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pairs that float sketches don't rule out either."""
-        kept = ~queries.is_hard_b[pair_b]
-        pair_b, row_p = pair_b[kept], row_p[kept]
+        pair_b, row_p = queries.not_hard(pair_b, row_p)
         if self._sketch_nm is not None:
             sketch_bm, error_b = queries.sketch_bm.cpu().numpy(), queries.error_b.cpu().numpy()
             lower_p = np.empty(len(pair_b), np.float32)
@@ -209,8 +213,7 @@ class PrunedSearch:
             pair_b, row_p = pair_b[kept], row_p[kept]
         counts_b = np.bincount(pair_b, minlength=len(queries.query_bd))
         queries.add_hard(counts_b > max(_FEW, self._vectors.count // _TOO_MANY))
-        kept = ~queries.is_hard_b[pair_b]
-        return pair_b[kept], row_p[kept]
+        return queries.not_hard(pair_b, row_p)
 
 
 class _Queries:
@@ -228,6 +231,7 @@ class _Queries:
         self.query_bd, self.sketch_bm, self.error_b, self.code = query_bd, sketch_bm, error_b, code
         self.k, self.excluded = k, excluded
         self.is_hard_b = np.zeros(len(query_bd), bool)
+        self.left_b = np.zeros(len(query_bd), np.int64)  # rows of the blocks so far that the codes don't rule out
         self._best_bk = np.full((len(query_bd), k), np.inf)  # upper bounds of squared distances of k rows
         self.upper_b = np.full(len(query_bd), np.inf)  # so far is the k-th nearest at most
 
@@ -236,9 +240,22 @@ class _Queries:
         self._best_bk = np.sort(np.hstack([self._best_bk, squared_bc]), axis=1)[:, : self.k]
         self.upper_b = np.sqrt(self._best_bk[:, -1]) * (1 + 1e-6)
 
+    def count(self, pair_b: np.ndarray) -> bool:
+        """Counts pairs of a further block; whether some queries have too many for all to be held."""
+        self.left_b += np.bincount(pair_b, minlength=len(self.left_b))
+        if self.left_b[~self.is_hard_b].sum() <= _MOST_PAIRS:
+            return False
+        self.add_hard(self.left_b > _MOST_PAIRS // len(self.left_b))
+        return True
+
     def add_hard(self, is_hard_b: np.ndarray) -> None:
         """Queries for the flat search."""
         self.is_hard_b |= is_hard_b
+
+    def not_hard(self, pair_b: np.ndarray, row_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs of the other queries."""
+        kept_p = ~self.is_hard_b[pair_b]
+        return pair_b[kept_p], row_p[kept_p]
 
 
 class _Excluded:

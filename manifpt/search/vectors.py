@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from manifpt.errors import ConfigError
+
 __all__ = ["LARGE", "Found", "Rows", "Vectors", "nearer", "nearest_of_pairs", "pairwise"]
 
 Rows = np.ndarray | slice
@@ -45,15 +47,16 @@ class Vectors:
         dim: D.
 
         Raises:
-            ValueError: an embedding is no finite number.
+            ConfigError: an embedding is no finite number.
         """
         self.count, self.dim = count, dim
         held = np.empty((count, dim), np.float32) if 4 * count * dim <= _HELD_BYTES else None
         for block in self.slices():
             embeddings_md = embeddings_of(block)
             if not np.isfinite(embeddings_md).all():
-                raise ValueError(
-                    "the reference holds embeddings that are no finite numbers: the network or its weights are broken"
+                raise ConfigError(
+                    "The reference holds embeddings that are no finite numbers: its network or the weights are broken. "
+                    "Build it again, which leaves such images out."
                 )
             if held is not None:
                 held[block] = embeddings_md

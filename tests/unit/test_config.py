@@ -188,6 +188,9 @@ class TestExitCodes:
         [
             (None, 0),
             (StorageError("slow"), 1),
+            (OSError(28, "No space left on device"), 1),
+            (PermissionError("s3://bucket/plan.json: access denied"), 2),
+            (PermissionError(13, "Permission denied"), 2),
             (ConfigError("what to do"), 2),
             (PlanMismatch("another plan"), 2),
             (TooManyRejected("12 of 20"), 3),
@@ -203,9 +206,10 @@ class TestExitCodes:
         assert ("error: " in text) is (error is not None)
         assert "Traceback" not in text
 
-    def test_bugs_keep_their_traceback(self) -> None:
+    @pytest.mark.parametrize("error", [ZeroDivisionError(), OSError("Arrow says: damaged")])
+    def test_bugs_keep_their_traceback(self, error: Exception) -> None:
         def command() -> None:
-            raise ZeroDivisionError
+            raise error
 
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(type(error)):
             run_command(command)

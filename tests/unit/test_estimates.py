@@ -28,7 +28,7 @@ from manifpt.plan import Plan, publish_plan
 from manifpt.projecting import Projecting
 from manifpt.projection import NearestProjector, Projection
 from manifpt.reader import read_artifacts
-from manifpt.reference import Codes, Reference, finish_bundle, open_bundle
+from manifpt.reference import Codes, Reference, codes_of, finish_bundle, held_codes, open_bundle
 from manifpt.spaces import SpaceSpec, make_space
 from manifpt.spaces.pixels import log_spectrum, pixels
 from manifpt.stages import Encoder, commit_artifacts, commit_codes, decode_rows
@@ -444,6 +444,49 @@ def plan(tmp_path: Path) -> Plan:
     queries = planned(tmp_path, "queries", SPACES)
     return replace(queries, task="artifacts", reference_uri=bundle.uri, reference_digest=bundle.digest, dtype="float32",
                    inline=tuple(spec.name for spec in SPACES))  # fmt: skip
+
+
+def test_a_real_without_a_finite_embedding_is_rejected_and_no_reference(tmp_path: Path) -> None:
+    for n in range(4):
+        put(tmp_path / f"reals/real/{n}.png", encoded(picture(16, seed=n), "PNG"))
+    reals = planned(tmp_path, "reals", SPACES[:1])
+    rejected = kept = 0
+    for number in range(reals.shards):
+        shard = Encoder(reals.spaces)(decode_rows(reals, number))
+        key = f"code:{SPACES[0].code_key}"
+        codes = shard[key].astype(np.float32)  # as a network's
+        if not number:
+            codes[0, 0, 0, 0] = np.nan
+        done = commit_codes(reals, str(tmp_path / "reference"), shard | {key: codes})
+        rejected, kept = rejected + done["rejected_images"], kept + sum(p["rows"] for p in done["parts"].values())
+    assert (rejected, kept) == (1, 3)
+    assert done is not None and finish_bundle(reals, str(tmp_path / "reference")).images == 3
+
+
+@pytest.mark.parametrize("shares", [1, 3])
+def test_a_share_of_a_reference_holds_its_own_codes_alone(
+    plan: Plan, shares: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = open_bundle(plan.reference_uri)
+    key = SPACES[0].code_key
+    whole = Codes(bundle, key)
+    parts = len(bundle.parts[key])
+    looked_at: list[int] = []
+    monkeypatch.setattr("manifpt.reference.codes_of", lambda table: (looked_at.append(len(table)), codes_of(table))[1])
+    found = [Codes(bundle, key, share, shares) for share in range(shares)]
+    assert len(looked_at) == parts, "each part's codes are made once, in one share"
+    assert np.array_equal(np.concatenate([codes.array for codes in found]), whole.array)
+    assert all(codes.image_ids.equals(whole.image_ids) for codes in found)
+    assert [codes.rows.start for codes in found] == np.cumsum([0, *(len(c.array) for c in found[:-1])]).tolist()
+    assert held_codes(bundle, key) is held_codes(open_bundle(plan.reference_uri), key)
+
+
+def test_a_bundle_of_more_rows_than_memory_holds_is_told(plan: Plan) -> None:
+    bundle = open_bundle(plan.reference_uri)
+    key = SPACES[0].code_key
+    parts = [{**part, "rows": part["rows"] if n == 0 else 1 << 60} for n, part in enumerate(bundle.parts[key])]
+    with pytest.raises(ConfigError, match="more than this machine's memory holds: raise --reference-shards"):
+        Codes(replace(bundle, parts={key: parts}), key)
 
 
 def with_denoiser(plan: Plan, uri: str) -> Plan:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manifpt.errors import ConfigError
 from manifpt.projection import NearestProjector
 from manifpt.search.flat import FlatSearch, rounding
 from manifpt.search.vectors import Vectors
@@ -112,7 +113,7 @@ def test_no_queries() -> None:
 
 def test_numbers_that_are_none_are_refused() -> None:
     good = np.ones((3, 4), np.float32)
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ConfigError, match="no finite numbers: its network"):
         projector(np.full((3, 4), np.nan, np.float32))
     with pytest.raises(ValueError, match="finite"):
         projector(good).project(np.full((1, 4), np.inf, np.float32))

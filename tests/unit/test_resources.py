@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifpt.resources import share, share_training
+from manifpt.resources import memory_bytes, share, share_training
 
 MANY = 10_000  # shards
 
@@ -135,3 +137,12 @@ def test_training_takes_a_gpu_each_or_a_node_each() -> None:
     assert (nodes.workers, nodes.worker_cpus, nodes.threads) == (4, 15, 16)
     gpus = share_training(64, 8, 2)
     assert (gpus.workers, gpus.worker_cpus, gpus.gpu) == (8, 4, True)
+
+
+def test_memory_is_what_the_container_may_use(tmp_path: Path) -> None:
+    machine = memory_bytes([])
+    for name, text in (("limit", f"{machine // 3}\n"), ("none", "max\n"), ("old", f"{1 << 62}\n")):
+        (tmp_path / name).write_text(text)
+    absent, none, old, limit = (str(tmp_path / name) for name in ("absent", "none", "old", "limit"))
+    assert memory_bytes([absent]) == memory_bytes([none]) == memory_bytes([old]) == machine
+    assert memory_bytes([none, limit]) == machine // 3

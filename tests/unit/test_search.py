@@ -208,6 +208,25 @@ def test_what_bounds_cannot_tell_is_still_exact(kind: str, far: float, dims: int
     check(Found(found.row_bk[some], found.squared_bk[some]), query_bd[some], reference_nd, 2, [])
 
 
+@pytest.mark.parametrize("most_pairs", [None, 4_000])
+def test_what_bounds_cannot_tell_is_given_up_before_it_fills_memory(
+    monkeypatch: pytest.MonkeyPatch, most_pairs: int | None
+) -> None:
+    """Of many blocks as of one: pairs are bounded for each query, and for all of them."""
+    reference_nd, query_bd = (x.astype(np.float32) for x in draw(np.random.default_rng(6), "noise", 6_000, 60, 40))
+    monkeypatch.setattr("manifpt.search.pruned._BLOCK_ROWS", 256)
+    if most_pairs:
+        monkeypatch.setattr("manifpt.search.pruned._MOST_PAIRS", most_pairs)
+    search = pruned(vectors_of(reference_nd), 16)
+    held: list[np.ndarray] = []
+    by_sketches = search._by_sketches
+    monkeypatch.setattr(search, "_by_sketches", lambda q, b, r: (held.append(b), by_sketches(q, b, r))[1])
+    check(search.search(query_bd, 2), query_bd, reference_nd, 2, [])
+    assert np.bincount(held[0]).max() <= 6_000 // 4 + 256
+    if most_pairs:
+        assert len(held[0]) <= most_pairs + 60 * 256
+
+
 def test_bounds_do_the_work_where_energy_compacts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that always falls back would be exact as well, and of no use."""
     rng = np.random.default_rng(5)
