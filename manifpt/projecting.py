@@ -167,7 +167,8 @@ def _nearest_so_far(
     held = reference.codes.rows
     local = [rows[(rows >= held.start) & (rows < held.stop)] - held.start for rows in excluded]
     if len(embeddings_bd):
-        here = reference.projector.search.search(np.ascontiguousarray(embeddings_bd, np.float32), 2, local)
+        query_bd = np.ascontiguousarray(embeddings_bd, np.float32)
+        here = reference.projector.with_next(query_bd, reference.projector.nearest(query_bd, 2, local), local)
     else:
         here = Found(np.empty((0, 2), np.int64), np.empty((0, 2)))
     codes = reference.codes.array[np.maximum(here.row_bk[:, 0], 0)]

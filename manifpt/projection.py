@@ -28,7 +28,8 @@ class Projection:
     Attributes:
         neighbor_b: int64 [B], row of the reference image that is x*; -1 where x* is no sample, or there is none.
         distance_b: float32 [B], Euclidean, between x and x*.
-        second_b: float32 [B], Euclidean, to the second nearest real; infinite where it isn't known.
+        second_b: float32 [B], Euclidean, to the nearest real that is farther than the nearest, since a reference may
+            hold one real twice; infinite where there is none or it isn't known.
         artifact_bd: float32 [B, D], phi(x) - phi(x*); NaN where there is no x*.
         first_b: float32 [B], to the nearest real; None: it is x*.
         lacking_b: bool [B], where the reference has nothing that x may be projected onto; None: where `neighbor_b` < 0.
@@ -45,7 +46,7 @@ class Projection:
     def near_copy_b(self) -> np.ndarray:
         """bool [B], whether the nearest real is a re-encoded or retouched copy of x.
 
-        It is then less than half as far as the second nearest; of independent images the ratio is near one. Such an
+        It is then less than half as far as the next one; of independent images the ratio is near one. Such an
         image is marked, not kept out, since only a person can tell which it is.
         """
         first_b = self.distance_b if self.first_b is None else self.first_b
@@ -58,6 +59,7 @@ class Projection:
 
 
 _NEAR_COPY = 0.5
+_MOST_COPIES = 512  # of one real in a reference, beyond which the next one isn't sought
 
 
 def projection_without_sample(artifact_bd: np.ndarray, lacking_b: np.ndarray | None = None) -> Projection:
@@ -120,7 +122,7 @@ class NearestProjector:
         if not len(query_bd):
             return Projection(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32), query_bd)
         near_bd = self.embeddings_of(np.maximum(found.row_bk[:, 0], 0))
-        return projection_of(query_bd, found, near_bd)
+        return projection_of(query_bd, self.with_next(query_bd, found, excluded), near_bd)
 
     def nearest(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None) -> Found:
         """The k nearest of float32 [B, D], exact; row -1 and an infinite distance where there are fewer.
@@ -134,13 +136,36 @@ class NearestProjector:
             return Found(np.empty((0, k), np.int64), np.empty((0, k)))
         return self.search.search(query_bd, k, excluded)
 
+    def with_next(self, query_bd: np.ndarray, found: Found, excluded: Sequence[np.ndarray] | None = None) -> Found:
+        """The nearest and the nearest that is farther than it, of k = 2: copies of a real are equally far.
+
+        Args:
+            query_bd: float32 [B, D].
+            found: their k >= 2 nearest.
+            excluded: as it was for `found`.
+        """
+        row_b2, squared_b2 = found.row_bk[:, :2].copy(), found.squared_bk[:, :2].copy()
+        left_b, k = np.arange(len(query_bd)), found.row_bk.shape[1]
+        while True:
+            farther_bk = found.squared_bk > found.squared_bk[:, :1]  # also what isn't there, which is infinitely far
+            next_b = farther_bk.argmax(1)
+            rows = np.arange(len(left_b))
+            row_b2[left_b, 1], squared_b2[left_b, 1] = found.row_bk[rows, next_b], found.squared_bk[rows, next_b]
+            tied_b = ~farther_bk.any(1)
+            row_b2[left_b[tied_b], 1], squared_b2[left_b[tied_b], 1] = -1, np.inf
+            left_b = left_b[tied_b & (found.row_bk[:, 0] >= 0)]
+            if not len(left_b) or k >= min(_MOST_COPIES, self.count):
+                return Found(row_b2, squared_b2)
+            k = min(8 * k, _MOST_COPIES, self.count)
+            found = self.nearest(query_bd[left_b], k, [excluded[b] for b in left_b.tolist()] if excluded else None)
+
 
 def projection_of(query_bd: np.ndarray, found: Found, near_bd: np.ndarray) -> Projection:
     """A projection from what a search for two neighbours found.
 
     Args:
         query_bd: float32 [B, D].
-        found: of k = 2.
+        found: of k = 2, the second farther than the first.
         near_bd: float32 [B, D], the nearest's embeddings; anything where there is none.
     """
     neighbor_b = found.row_bk[:, 0]
@@ -151,7 +176,15 @@ def projection_of(query_bd: np.ndarray, found: Found, near_bd: np.ndarray) -> Pr
 
 
 def nearer_of(one: Found, one_codes: np.ndarray, other: Found, other_codes: np.ndarray) -> tuple[Found, np.ndarray]:
-    """The nearest of two parts of a reference, and the code of each query's nearest, [B, ...]."""
+    """The nearest and the next of two parts of a reference, each as of `with_next`, and the code of each one's nearest,
+    [B, ...]."""
     found, place_bk = nearer(one, other)
-    is_other_b = (place_bk[:, 0] >= place_bk.shape[1]).reshape(-1, *[1] * (one_codes.ndim - 1))
-    return found, np.where(is_other_b, other_codes, one_codes)
+    is_other_b = (place_bk[:, 0] >= 2).reshape(-1, *[1] * (one_codes.ndim - 1))
+    row_b4 = np.hstack([one.row_bk, other.row_bk])
+    squared_b4 = np.hstack([one.squared_bk, other.squared_bk])
+    squared_b4[squared_b4 <= found.squared_bk[:, :1]] = np.inf
+    next_b = squared_b4.argmin(1)[:, None]
+    next_squared_b = np.take_along_axis(squared_b4, next_b, 1)
+    next_row_b = np.where(np.isfinite(next_squared_b), np.take_along_axis(row_b4, next_b, 1), -1)
+    both = Found(np.hstack([found.row_bk[:, :1], next_row_b]), np.hstack([found.squared_bk[:, :1], next_squared_b]))
+    return both, np.where(is_other_b, other_codes, one_codes)

@@ -16,7 +16,6 @@ from manifpt.estimates import Estimate, make_projector
 from manifpt.estimates.residual import artifacts_of, projected_in
 from manifpt.projection import projection_of
 from manifpt.reference import Bundle, Codes, Reference
-from manifpt.search import Found
 from manifpt.spaces import SpaceSpec
 
 __all__ = ["Measured", "measure"]
@@ -83,7 +82,7 @@ def measure(
     near = reference.projector.nearest(query_bd, _NEAREST, [itself])
     if near.row_bk[0, 0] < 0:
         raise ConfigError(f"The reference {bundle.uri} holds nothing but this image: build it from more.")
-    two = Found(near.row_bk[:, :2], near.squared_bk[:, :2])
+    two = reference.projector.with_next(query_bd, near, [itself])
     nearest = projection_of(query_bd, two, reference.embeddings_of(two.row_bk[:, 0]))
     projected = make_projector(estimate, reference).project(query_bd, [itself])
     row_k = near.row_bk[0][near.row_bk[0] >= 0]

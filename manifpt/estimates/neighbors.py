@@ -34,7 +34,8 @@ class _Weighted:
         """Projects float32 [B, D]; a query with fewer than k reals left takes those there are."""
         query_bd = np.ascontiguousarray(embeddings_bd, np.float32)
         found = self._nearest.nearest(query_bd, max(2, self._neighbors), excluded)
-        first_b, second_b = np.sqrt(found.squared_bk[:, :2]).astype(np.float32).T
+        two = self._nearest.with_next(query_bd, found, excluded)
+        first_b, second_b = np.sqrt(two.squared_bk).astype(np.float32).T
         artifact_bd = np.empty_like(query_bd)
         step = max(1, _BLOCK_BYTES // (8 * self._neighbors * max(1, query_bd.shape[1])))
         for start in range(0, len(query_bd), step):

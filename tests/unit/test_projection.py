@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifpt.errors import ConfigError
-from manifpt.projection import NearestProjector
+from manifpt.projection import NearestProjector, nearer_of
 from manifpt.search.flat import FlatSearch, rounding
-from manifpt.search.vectors import Vectors
+from manifpt.search.vectors import Found, Vectors
 
 
 def brute_force(query_bd: np.ndarray, reference_nd: np.ndarray) -> np.ndarray:
@@ -42,6 +42,49 @@ def test_the_nearest_of_all_with_ties_to_the_smallest_row(
     assert (found.neighbor_b == squared_bn.argmin(axis=1)).all()  # argmin takes the first of equals
     np.testing.assert_allclose(found.distance_b, np.sqrt(squared_bn.min(axis=1)), rtol=1e-6)
     np.testing.assert_array_equal(found.artifact_bd, query_bd - reference_nd[found.neighbor_b])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), real=st.integers(1, 12), copies=st.integers(1, 30), parts=st.integers(1, 4))
+def test_the_next_real_is_no_copy_of_the_nearest_in_one_part_or_several(
+    seed: int, real: int, copies: int, parts: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    reference_nd = rng.integers(0, 9, (real, 6)).astype(np.float32)[rng.integers(0, real, real * copies)]
+    query_bd = rng.integers(0, 9, (10, 6)).astype(np.float32)
+    excluded = [np.flatnonzero(rng.random(len(reference_nd)) < 0.2) for _ in query_bd]
+    squared_bn = brute_force(query_bd, reference_nd)
+    for b, rows in enumerate(excluded):
+        squared_bn[b, rows] = np.inf
+    first_b = squared_bn.min(axis=1)
+    farther_bn = np.where(squared_bn > first_b[:, None], squared_bn, np.inf)
+    found = projector(reference_nd).project(query_bd, excluded)
+    np.testing.assert_allclose(found.second_b, np.sqrt(farther_bn.min(axis=1)), rtol=1e-6)
+    merged: tuple[Found, np.ndarray] | None = None
+    for rows in np.array_split(np.arange(len(reference_nd)), parts):
+        if not len(rows):
+            continue
+        part = projector(reference_nd[rows])
+        local = [np.flatnonzero(np.isin(rows, of_query)) for of_query in excluded]
+        here = part.with_next(query_bd, part.nearest(query_bd, 2, local), local)
+        here = Found(np.where(here.row_bk < 0, -1, here.row_bk + rows[0]), here.squared_bk)
+        codes = reference_nd[np.maximum(here.row_bk[:, 0], 0)]
+        merged = (here, codes) if merged is None else nearer_of(*merged, here, codes)
+    assert merged is not None
+    np.testing.assert_array_equal(merged[0].row_bk[:, 0], found.neighbor_b)
+    np.testing.assert_array_equal(np.sqrt(merged[0].squared_bk[:, 1]).astype(np.float32), found.second_b)
+
+
+def test_a_near_copy_of_a_real_that_the_reference_holds_twice_is_marked() -> None:
+    """The second nearest is then as near, and says nothing."""
+    rng = np.random.default_rng(8)
+    reference_nd = rng.standard_normal((40, 30)).astype(np.float32)
+    query_bd = reference_nd[[3]] + np.float32(0.01)
+    for copies in (0, 1, 20, 100):
+        held_nd = np.vstack([reference_nd, np.repeat(reference_nd[[3]], copies, axis=0)])
+        assert projector(held_nd).project(query_bd).near_copy_b.tolist() == [True], copies
+    alone_nd = np.repeat(reference_nd[[3]], 5, axis=0)
+    assert projector(alone_nd).project(query_bd).near_copy_b.tolist() == [False], "nothing to compare it with"
 
 
 def test_near_ties_that_float32_gets_wrong() -> None:
