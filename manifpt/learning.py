@@ -39,7 +39,7 @@ def cosine(part: float, warm_up: float, step: float) -> float:
 
 def autocast(device: str) -> contextlib.AbstractContextManager[Any]:
     """bfloat16 where the device multiplies it faster than float32 and keeps float32's range: on a GPU."""
-    if device.startswith("cuda") and torch.cuda.is_bf16_supported():
+    if device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.autocast("cuda", torch.bfloat16)
     return contextlib.nullcontext()
 
