@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -93,7 +93,7 @@ class NearestProjector:
         dim: int,
         threads: int = 1,
         choice: Choice | None = None,
-        compact: Callable[[np.ndarray], np.ndarray] = lambda embeddings_bd: embeddings_bd,
+        compact: Callable[[Any], Any] = lambda embeddings_bd: embeddings_bd,
         codes: np.ndarray | None = None,
     ) -> None:
         """Embeds the reference once and makes it ready for search.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def make_search(
     dim: int,
     *,
     choice: Choice,
-    compact: Callable[[np.ndarray], np.ndarray],
+    compact: Callable[[Any], Any],
     threads: int = 1,
     codes: np.ndarray | None = None,
 ) -> Search:
@@ -33,7 +34,7 @@ def make_search(
         embeddings_of: rows -> float32 [M, D]; deterministic, and may be called again for a few rows.
         count, dim: N and D.
         choice: see `choose_search`; its method may be `approximate` too.
-        compact: float32 [B, D] -> float32 [B, W], linear, and no longer than what it is made of.
+        compact: float32 [B, D] -> float32 [B, W], of NumPy or torch: linear, and no longer than what it is made of.
         threads: CPU threads.
         codes: [N, ...] that the embeddings are made of, and quicker to compare; None: the embeddings themselves.
 
@@ -46,7 +47,7 @@ def make_search(
     return search if same_as is None else DistinctSearch(search, vectors, same_as)
 
 
-def _make(vectors: Vectors, choice: Choice, compact: Callable[[np.ndarray], np.ndarray], threads: int) -> Search:
+def _make(vectors: Vectors, choice: Choice, compact: Callable[[Any], Any], threads: int) -> Search:
     if choice.method == "approximate":
         from manifpt.search.approximate import ApproximateSearch
 
@@ -59,7 +60,8 @@ def _make(vectors: Vectors, choice: Choice, compact: Callable[[np.ndarray], np.n
         basis = fit_basis(sample_of(vectors, compact, choice.dims), choice.dims)
         return PrunedSearch(vectors, basis, compact, threads, "cuda" if gpu else "cpu")
     # Small ones are searched in no time, and torch takes seconds to load.
-    return FlatSearch(vectors, threads, not is_small(vectors.count, vectors.dim) and has_gpu())
+    on_device = not is_small(vectors.count, vectors.dim) and has_gpu()
+    return FlatSearch(vectors, threads, "cuda" if on_device else None)
 
 
 def has_gpu() -> bool:

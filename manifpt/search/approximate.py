@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from manifpt.search.vectors import Found, Vectors, nearest_of_pairs
+from manifpt.search.vectors import Batch, Found, Vectors, nearest_of_pairs
 
 __all__ = ["ApproximateSearch"]
 
@@ -46,9 +46,10 @@ class ApproximateSearch:
             if len(rows):
                 allowed_bc[b] &= ~np.isin(row_bc[b], rows)
         pair_b, pair_c = np.nonzero(allowed_bc)
-        found = nearest_of_pairs(self._vectors, query_bd, pair_b, row_bc[pair_b, pair_c], k)
+        found = nearest_of_pairs(self._vectors, Batch(query_bd), pair_b, row_bc[pair_b, pair_c], k)
         for b in np.flatnonzero(found.row_bk[:, 0] < 0).tolist():  # nothing in the lists that it may find
             row_p = np.setdiff1d(np.arange(self._vectors.count), excluded[b] if excluded else [])
-            alone = nearest_of_pairs(self._vectors, query_bd[b : b + 1], np.zeros(len(row_p), np.int64), row_p, k)
+            one = Batch(query_bd[b : b + 1])
+            alone = nearest_of_pairs(self._vectors, one, np.zeros(len(row_p), np.int64), row_p, k)
             found.row_bk[b], found.squared_bk[b] = alone.row_bk[0], alone.squared_bk[0]
         return found

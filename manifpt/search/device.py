@@ -1,52 +1,119 @@
-"""Squared distances by one float32 GEMM on a GPU: the candidates of a flat search where FAISS has no GPU code.
+"""Searches on a GPU: pairs compared by float64 differences, and the candidates of a flat search by one float32 GEMM.
 
-Legend: B queries, N reference rows, D dimensions, c candidates.
+What is proved on the host is proved of what is computed here: errors are bounded for any order of summation, and
+float64 distances have the same bits on every device (`vectors.sum_by_halves`).
+
+Legend: B queries, N reference rows, D dimensions, P pairs of a query and a row, k neighbours, c candidates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
-__all__ = ["DeviceIndex"]
+from manifpt.search.vectors import Batch, Found, sum_by_halves
+
+__all__ = ["DeviceIndex", "DeviceRows"]
 
 _PRODUCT_BYTES = 1 << 30  # of one block of queries
+_PAIR_BYTES = 256 << 20  # of differences at a time
+_ROWS = 4_096  # whose squares are summed at a time
+
+
+class DeviceRows:
+    """float32 [N, D] on a device: what `Vectors` does there.
+
+    Attributes:
+        device: where.
+        rows_nd: float32 [N, D].
+    """
+
+    def __init__(self, blocks: Iterable[np.ndarray], count: int, dim: int, device: str) -> None:
+        """Args:
+        blocks: float32 [M, D], all rows in order.
+        count: N.
+        dim: D.
+        device: where they will be.
+        """
+        self.device, start = device, 0
+        self.rows_nd = torch.empty((count, dim), device=device)
+        for block_md in blocks:
+            self.rows_nd[start : start + len(block_md)] = torch.from_numpy(np.ascontiguousarray(block_md))
+            start += len(block_md)
+
+    def pair_distances(self, query_bd: torch.Tensor, pair_b: np.ndarray, row_p: np.ndarray) -> np.ndarray:
+        """See `Vectors`: of queries on this device, float32 [P]."""
+        return self._squared(query_bd, *self._placed(pair_b, row_p), torch.float32).cpu().numpy()
+
+    def exact_pair_distances(self, query_bd: torch.Tensor, pair_b: np.ndarray, row_p: np.ndarray) -> np.ndarray:
+        """See `Vectors`: of queries on this device, float64 [P]."""
+        return self._squared(query_bd, *self._placed(pair_b, row_p), torch.float64).cpu().numpy()
+
+    @torch.inference_mode()
+    def nearest_of_pairs(self, query_bd: torch.Tensor, pair_b: np.ndarray, row_p: np.ndarray, k: int) -> Found:
+        """See `manifpt.search.vectors.nearest_of_pairs`; float64 differences of all pairs decide."""
+        of_b, row = self._placed(pair_b, row_p)
+        squared = self._squared(query_bd, of_b, row, torch.float64)
+        order = row.argsort()
+        for key in (squared, of_b):
+            order = order[key[order].argsort(stable=True)]
+        of_b, row, squared = of_b[order], row[order], squared[order]
+        counts_b = torch.bincount(of_b, minlength=len(query_bd))
+        rank = torch.arange(len(of_b), device=self.device) - (counts_b.cumsum(0) - counts_b)[of_b]
+        first = rank < k
+        row_bk = torch.full((len(query_bd), k), -1, device=self.device)
+        squared_bk = torch.full((len(query_bd), k), torch.inf, dtype=torch.float64, device=self.device)
+        row_bk[of_b[first], rank[first]] = row[first]
+        squared_bk[of_b[first], rank[first]] = squared[first]
+        return Found(row_bk.cpu().numpy(), squared_bk.cpu().numpy())
+
+    def _placed(self, pair_b: np.ndarray, row_p: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        of_b, row = (torch.from_numpy(np.ascontiguousarray(ids, np.int64)) for ids in (pair_b, row_p))
+        return of_b.to(self.device), row.to(self.device)
+
+    @torch.inference_mode()
+    def _squared(
+        self, query_bd: torch.Tensor, of_b: torch.Tensor, row: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        step = max(1, _PAIR_BYTES // (8 * self.rows_nd.shape[1]))
+        squared = torch.empty(len(row), dtype=dtype, device=self.device)
+        for start in range(0, len(row), step):
+            part = slice(start, start + step)
+            difference_pd = query_bd[of_b[part]].to(dtype).sub_(self.rows_nd[row[part]]).square_()
+            squared[part] = sum_by_halves(difference_pd) if dtype == torch.float64 else difference_pd.sum(1)
+        return squared
 
 
 class DeviceIndex:
-    """What of FAISS's index a flat search needs: `add` and `search`."""
-
-    def __init__(self, dim: int, device: str = "cuda") -> None:
-        """Args:
-        dim: D.
-        device: of the reference.
-        """
-        self._device = device
-        self._parts: list[torch.Tensor] = []
-        self._reference_nd = torch.empty((0, dim), device=device)
-        self._square_n = torch.empty(0, device=device)
-
-    def add(self, rows_md: np.ndarray) -> None:
-        """More rows: float32 [M, D]."""
-        self._parts.append(torch.from_numpy(np.ascontiguousarray(rows_md)).to(self._device))
+    """What a flat search needs of an index."""
 
     @torch.inference_mode()
-    def search(self, query_bd: np.ndarray, c: int) -> tuple[np.ndarray, np.ndarray]:
-        """The c nearest: squared distances float32 [B, c], ascending, and rows int64 [B, c].
+    def __init__(self, rows: DeviceRows, mean_d: np.ndarray) -> None:
+        """Args:
+        rows: the reference.
+        mean_d: float32 [D], taken from rows and queries before they are multiplied.
+        """
+        self._device = rows.device
+        self._mean_d = torch.from_numpy(mean_d).to(rows.device)
+        self._centred_nd = rows.rows_nd - self._mean_d
+        self._square_n = torch.cat([part_md.square().sum(1) for part_md in self._centred_nd.split(_ROWS)])
+
+    @torch.inference_mode()
+    def search(self, batch: Batch, c: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The c nearest: squared distances float32 [B, c], ascending, rows int64 [B, c]; and |x - mean|, float64 [B].
 
         |x|^2 + |y|^2 - 2 x.y in float32; the product must not be of TF32, whose error `rounding` does not bound.
         """
-        if self._parts:
-            self._reference_nd = torch.cat([self._reference_nd, *self._parts])
-            self._square_n = self._reference_nd.square().sum(1)
-            self._parts = []
         assert not torch.backends.cuda.matmul.allow_tf32
-        step = max(1, _PRODUCT_BYTES // (4 * len(self._reference_nd)))
-        distances, rows = [], []
-        for query in torch.from_numpy(np.ascontiguousarray(query_bd)).split(step):
-            query = query.to(self._device)
-            apart_bn = torch.addmm(self._square_n, query, self._reference_nd.T, alpha=-2)
+        step = max(1, _PRODUCT_BYTES // (4 * len(self._centred_nd)))
+        distances, rows, norms = [], [], []
+        for query in batch.on(self._device).split(step):
+            query = query - self._mean_d
+            apart_bn = torch.addmm(self._square_n, query, self._centred_nd.T, alpha=-2)
             near = apart_bn.topk(c, dim=1, largest=False)
             distances.append((near.values + query.square().sum(1, keepdim=True)).cpu())
             rows.append(near.indices.cpu())
-        return torch.cat(distances).numpy(), torch.cat(rows).numpy()
+            norms.append(torch.linalg.vector_norm(query, dim=1, dtype=torch.float64).cpu())
+        return torch.cat(distances).numpy(), torch.cat(rows).numpy(), torch.cat(norms).numpy()

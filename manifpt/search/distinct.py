@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from manifpt.search.vectors import Found, Rows, Vectors
+from manifpt.search.vectors import Batch, Found, Rows, Vectors
 
 __all__ = ["DistinctSearch", "Search", "distinct_rows", "without_copies"]
 
@@ -62,8 +62,10 @@ class DistinctSearch:
         touched = [np.unique(self._place_n[rows]) if len(rows) else none for rows in excluded]
         near = self._inner.search(query_bd, k, touched)
         found = Found(np.full((len(query_bd), k), -1, np.int64), np.full((len(query_bd), k), np.inf))
-        for b, places in enumerate(touched):
-            apart = self._vectors.exact_pair_distances(query_bd, np.full(len(places), b), places)
+        lengths_b = [len(places) for places in touched]
+        pair_b = np.repeat(np.arange(len(query_bd)), lengths_b)
+        apart_p = self._vectors.exact_pair_distances(Batch(query_bd), pair_b, np.concatenate([*touched, none]))
+        for b, (places, apart) in enumerate(zip(touched, np.split(apart_p, np.cumsum(lengths_b)), strict=False)):
             known = near.row_bk[b] >= 0
             rows, squared = self._rows_of(
                 np.r_[near.row_bk[b][known], places], np.r_[near.squared_bk[b][known], apart], excluded[b]

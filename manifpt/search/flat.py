@@ -10,25 +10,32 @@ out might be nearer, the query is searched again in float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manifpt.search.vectors import LARGE, Found, Vectors, nearest_of_pairs
+from manifpt.search.vectors import LARGE, Batch, Found, Vectors, nearest_of_pairs
+
+if TYPE_CHECKING:
+    from manifpt.search.device import DeviceIndex
 
 __all__ = ["FlatSearch", "rounding"]
 
 _CANDIDATES = (1, 15)  # beyond k: few, which is fast, and more for what few don't prove
 _MOST_EXCLUDED = 64  # beyond, the float64 search is cheaper than a long candidate list
 _CENTRED_BYTES = 1 << 30
-_GPU_BYTES = 4 << 30  # of a device that others use too
 _AGAIN = 256  # queries of one float64 search
 
 
 class FlatSearch:
     """Exact by looking at everything."""
 
-    def __init__(self, vectors: Vectors, threads: int = 1, gpu: bool = False) -> None:
+    def __init__(self, vectors: Vectors, threads: int = 1, device: str | None = None) -> None:
+        """Args:
+        vectors: the reference.
+        threads: CPU threads.
+        device: that holds the reference and compares, as far as it can; None: FAISS on the CPU.
+        """
         import faiss
 
         self._faiss = faiss
@@ -42,12 +49,13 @@ class FlatSearch:
         self._mean_d = (total_d / vectors.count).astype(np.float32)
         self._centred_nd: np.ndarray | None = None
         self._knn: Callable[..., Any] = faiss.knn
-        self._index: Any = None
-        if gpu and 4 * vectors.count * vectors.dim <= _GPU_BYTES:
-            self._index = _on_device(vectors.dim)
-            for _, centred_md in self._centred_blocks():
-                self._index.add(centred_md)
-        elif gpu and faiss.get_num_gpus():  # block by block through the device
+        self._index: DeviceIndex | None = None
+        if device is not None and vectors.hold_on(device):
+            from manifpt.search.device import DeviceIndex
+
+            assert vectors.on_device is not None
+            self._index = DeviceIndex(vectors.on_device, self._mean_d)
+        elif device is not None and faiss.get_num_gpus():  # block by block through the device
             resources = faiss.StandardGpuResources()
             self._knn = lambda query_bd, block_md, c: faiss.knn_gpu(resources, query_bd, block_md, c)
 
@@ -55,17 +63,17 @@ class FlatSearch:
     def search(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None) -> Found:
         """The k nearest rows of float32 [B, D]; `excluded[b]` are rows that query b must not find."""
         excluded = excluded or [np.empty(0, np.int64)] * len(query_bd)
-        found, proved_b = self._by_candidates(query_bd, k, excluded, _CANDIDATES[0])
+        found, proved_b = self._by_candidates(Batch(query_bd), k, excluded, _CANDIDATES[0])
         again = np.flatnonzero(~proved_b)
         if len(again):
             more, proved_b[again] = self._by_candidates(
-                query_bd[again], k, [excluded[b] for b in again.tolist()], _CANDIDATES[1]
+                Batch(query_bd[again]), k, [excluded[b] for b in again.tolist()], _CANDIDATES[1]
             )
             found.row_bk[again], found.squared_bk[again] = more.row_bk, more.squared_bk
         again = np.flatnonzero(~proved_b)
         for start in range(0, len(again), _AGAIN):
             part = again[start : start + _AGAIN]
-            redone = self._in_float64(query_bd[part], k, [excluded[b] for b in part])
+            redone = self._in_float64(Batch(query_bd[part]), k, [excluded[b] for b in part])
             found.row_bk[part], found.squared_bk[part] = redone.row_bk, redone.squared_bk
         return found
 
@@ -76,10 +84,12 @@ class FlatSearch:
         for block in self._vectors.slices():
             yield block.start, self._vectors.at(block) - self._mean_d
 
-    def _candidates(self, centred_bd: np.ndarray, c: int) -> tuple[np.ndarray, np.ndarray]:
-        """Squared distances in float32 and rows, of the c that FAISS says are nearest: [B, c] each."""
+    def _candidates(self, batch: Batch, c: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Squared distances in float32 and rows, of the c that seem nearest: [B, c] each; and norms, float64 [B]."""
         if self._index is not None:
-            return self._index.search(centred_bd, c)
+            return self._index.search(batch, c)
+        centred_bd = batch.query_bd - self._mean_d
+        norm_b = np.linalg.norm(centred_bd.astype(np.float64), axis=1)
         self._faiss.omp_set_num_threads(self._threads)
         if (
             self._centred_nd is None
@@ -97,18 +107,16 @@ class FlatSearch:
             both_b2, rows_b2 = np.hstack([distance_bc, near_bc]), np.hstack([row_bc, index_bc + start])
             order_bc = np.argsort(both_b2, axis=1, kind="stable")[:, :c]
             distance_bc, row_bc = np.take_along_axis(both_b2, order_bc, 1), np.take_along_axis(rows_b2, order_bc, 1)
-        return distance_bc, row_bc
+        return distance_bc, row_bc, norm_b
 
     def _by_candidates(
-        self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray], beyond: int
+        self, batch: Batch, k: int, excluded: Sequence[np.ndarray], beyond: int
     ) -> tuple[Found, np.ndarray]:
         """What FAISS proposes, in the right order, and for which queries that is proved."""
-        centred_bd = query_bd - self._mean_d
         most = min(max(len(rows) for rows in excluded), _MOST_EXCLUDED)
         c = min(self._vectors.count, k + beyond + most)
-        distance_bc, row_bc = self._candidates(centred_bd, c)
+        distance_bc, row_bc, norm_b = self._candidates(batch, c)
         distance_bc = distance_bc.astype(np.float64)
-        norm_b = np.linalg.norm(centred_bd.astype(np.float64), axis=1)
 
         allowed_bc = row_bc >= 0  # FAISS leaves a place empty when a sum overflowed to no number
         for b in (b for b, rows in enumerate(excluded) if len(rows)):
@@ -123,7 +131,7 @@ class FlatSearch:
         reach_b = (computed_b + 2 * root * norm_b) / (1 - root) if root < 1 else np.full_like(norm_b, np.inf)
         margin_b = rounding(self._vectors.dim, 2 * norm_b + reach_b)
         pair_b, pair_c = np.nonzero(np.isfinite(masked_bc) & (masked_bc <= (kth_b + 2 * margin_b)[:, None]))
-        found = nearest_of_pairs(self._vectors, query_bd, pair_b, row_bc[pair_b, pair_c], k)
+        found = nearest_of_pairs(self._vectors, batch, pair_b, row_bc[pair_b, pair_c], k)
 
         # Whatever was left out has a computed distance of at least the last candidate's. It is truly farther than the
         # k-th if that leaves room for rounding; if its norm is so large that the rounding is larger, it is farther by
@@ -137,11 +145,11 @@ class FlatSearch:
         proved_b &= 2 * norm_b + np.sqrt(last_b) < LARGE
         return found, proved_b & np.array([len(rows) <= most for rows in excluded])
 
-    def _in_float64(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray]) -> Found:
+    def _in_float64(self, batch: Batch, k: int, excluded: Sequence[np.ndarray]) -> Found:
         """Everything in float64, then differences for all that its rounding can't tell apart."""
-        centred_bd = query_bd.astype(np.float64) - self._mean_d
+        centred_bd = batch.query_bd.astype(np.float64) - self._mean_d
         norm_b = np.linalg.norm(centred_bd, axis=1)
-        upper_bk = np.full((len(query_bd), k), np.inf)  # of the k smallest true distances so far
+        upper_bk = np.full((len(batch), k), np.inf)  # of the k smallest true distances so far
         pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for block in self._vectors.slices():
             block_nd = self._vectors.at(block).astype(np.float64) - self._mean_d
@@ -158,18 +166,7 @@ class FlatSearch:
             pairs.append((near_b, near_n + block.start, lower_bn[near_b, near_n]))
         pair_b, row_p, lower_p = (np.concatenate(part) for part in zip(*pairs, strict=True))
         kept = lower_p <= upper_bk[pair_b, -1]
-        return nearest_of_pairs(self._vectors, query_bd, pair_b[kept], row_p[kept], k)
-
-
-def _on_device(dim: int) -> Any:
-    """FAISS's index on a GPU, or ours where FAISS was built without (as on Arm)."""
-    import faiss
-
-    if faiss.get_num_gpus():
-        return faiss.GpuIndexFlatL2(faiss.StandardGpuResources(), dim)
-    from manifpt.search.device import DeviceIndex
-
-    return DeviceIndex(dim)
+        return nearest_of_pairs(self._vectors, batch, pair_b[kept], row_p[kept], k)
 
 
 def rounding(dim: int, norms: Any, unit: float = 2.0**-24) -> Any:

@@ -14,21 +14,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from manifpt.search.basis import Axes, Basis, torch_of
+from manifpt.search.device import DeviceRows
 from manifpt.search.flat import FlatSearch
 from manifpt.search.screen import GROUP, Coded, code_type, coded, products
-from manifpt.search.vectors import Found, Vectors, nearest_of_pairs, pairwise
+from manifpt.search.vectors import Batch, Found, Vectors, nearest_of_pairs, pairwise
 
 __all__ = ["PrunedSearch"]
 
 _QUERIES = {"cpu": 512, "cuda": 4_096}  # at a time
 _BLOCK_ROWS = 32_768  # of codes at a time: the products of one block stay near the cache
-_MANY = 4  # a query that keeps more than N / _MANY rows after the codes
-_TOO_MANY = 16  # or more than N / _TOO_MANY after the sketches is cheaper by the flat search
+# A query that keeps more than N / _MANY rows after the codes, or N / _TOO_MANY after the sketches, is cheaper by the
+# flat search, which costs a GPU less than a few hundred rows that are compared one by one.
+_MANY = {"cpu": 4, "cuda": 32}
+_TOO_MANY = {"cpu": 16, "cuda": 128}
 _FEW = 256  # but so many are always fine
 _MOST_PAIRS = 1 << 25  # of a batch: half a GiB; beyond, those with more than their part of it are given up
 _SEED_GROUPS = 4  # for each of the k neighbours, of which
@@ -41,14 +45,14 @@ class _Block:
     """Codes of up to `_BLOCK_ROWS` rows. Group g is the rows at g, g + G, g + 2 G ..., which are alike in norm.
 
     Attributes:
-        row_n: int64 [S * G], of the reference; -1 for padding.
+        row_n: int64 [S * G], of the reference, on the device; -1 for padding.
         code_nm: int8 or float32 [S * G, M].
         step_g: float32 [G].
         square_sg, error_sg: float32 [S, G], see `Coded`; the square of padding is infinite.
         least_g, error_g: float32 [G], least square and largest error of each group.
     """
 
-    row_n: np.ndarray
+    row_n: torch.Tensor
     code_nm: torch.Tensor
     step_g: torch.Tensor
     square_sg: torch.Tensor
@@ -64,7 +68,7 @@ class PrunedSearch:
         self,
         vectors: Vectors,
         basis: Basis,
-        compact: Callable[[np.ndarray], np.ndarray],
+        compact: Callable[[Any], Any],
         threads: int = 1,
         device: str = "cpu",
     ) -> None:
@@ -73,35 +77,46 @@ class PrunedSearch:
         Args:
             vectors: the reference, float32 [N, D].
             basis: from a sample of it.
-            compact: float32 [B, D] -> float32 [B, W], a linear map that lengthens no difference.
+            compact: float32 [B, D] -> float32 [B, W], of NumPy or torch, a linear map that lengthens no difference.
             threads: CPU threads.
-            device: where the codes lie.
+            device: where the codes lie, and the reference if it isn't too large.
         """
+        if device != "cpu":
+            vectors.hold_on(device)
         self._vectors, self._compact, self._threads, self._device = vectors, compact, threads, device
         self._basis = basis.to(device)
         self._flat: FlatSearch | None = None
         self._queries = _QUERIES[device]
         torch.set_num_threads(threads)
         self._code_type = code_type(device)
-        sketches, errors, self._blocks = [], [], []
+        sketches: list[torch.Tensor] = []
+        errors, self._blocks = [], []
         for start in range(0, vectors.count, _BLOCK_ROWS):
             rows = slice(start, min(start + _BLOCK_ROWS, vectors.count))
             sketch_nm, error_n = self._sketches(rows)
             self._blocks.append(_block(rows.start, sketch_nm, error_n, self._code_type))
             if isinstance(basis.rotated, Axes):  # else the vectors themselves are as near
-                sketches.append(sketch_nm.cpu().numpy())
+                sketches.append(sketch_nm.cpu())
                 errors.append(error_n.cpu().numpy())
-        self._sketch_nm = np.concatenate(sketches) if sketches else None
+        self._sketch_nm: np.ndarray | None = None
+        self._sketches_on_device: DeviceRows | None = None
+        if sketches and vectors.on_device is not None:
+            blocks = (sketch_nm.numpy() for sketch_nm in sketches)
+            self._sketches_on_device = DeviceRows(blocks, vectors.count, basis.dims, vectors.on_device.device)
+        elif sketches:
+            self._sketch_nm = torch.cat(sketches).numpy()
         self._sketch_error_n = np.concatenate(errors) if errors else np.empty(0, np.float64)
         product_type = torch.int32 if self._code_type == torch.int8 else torch.float32
         self._product_bn = torch.empty((self._queries, len(self._blocks[0].row_n)), dtype=product_type, device=device)
 
     def _sketches(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        parts = [self._sketch(self._vectors.at(part)) for part in self._vectors.slices(rows)]
+        parts = [self._sketch(Batch(self._vectors.at(part))) for part in self._vectors.slices(rows)]
         return torch.cat([sketch for sketch, _ in parts]), torch.cat([error for _, error in parts])
 
-    def _sketch(self, embeddings_bd: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._basis.sketch(torch_of(self._compact(embeddings_bd)).to(self._device))
+    def _sketch(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._vectors.on_device is not None:
+            return self._basis.sketch(self._compact(batch.on(self._vectors.on_device.device)))
+        return self._basis.sketch(torch_of(self._compact(batch.query_bd)).to(self._device))
 
     def search(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None) -> Found:
         """The k nearest rows of float32 [B, D]; `excluded[b]` are rows that query b must not find."""
@@ -122,19 +137,21 @@ class PrunedSearch:
     def _everything(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None) -> Found:
         """For queries that the bounds don't help: all of them together, since the whole reference has to be read."""
         if len(query_bd) > _SINGLE:
-            self._flat = self._flat or FlatSearch(self._vectors, self._threads, self._device != "cpu")
+            device = self._device if self._vectors.on_device is None else self._vectors.on_device.device
+            self._flat = self._flat or FlatSearch(self._vectors, self._threads, device if device != "cpu" else None)
             return self._flat.search(query_bd, k, excluded)
         pair_b = np.repeat(np.arange(len(query_bd)), self._vectors.count)
         row_p = np.tile(np.arange(self._vectors.count), len(query_bd))
         allowed = _Excluded(excluded, self._vectors.count).allows(pair_b, row_p)
-        return nearest_of_pairs(self._vectors, query_bd, pair_b[allowed], row_p[allowed], k)
+        return nearest_of_pairs(self._vectors, Batch(query_bd), pair_b[allowed], row_p[allowed], k)
 
     @torch.inference_mode()
     def _some(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None) -> tuple[Found, np.ndarray]:
         """The answer, and which queries the bounds don't help."""
-        sketch_bm, error_b = self._sketch(query_bd)
+        batch = Batch(query_bd)
+        sketch_bm, error_b = self._sketch(batch)
         code = coded(sketch_bm, error_b, sketch_bm.abs().amax(1), self._code_type)
-        queries = _Queries(query_bd, sketch_bm, error_b, code, k, _Excluded(excluded, self._vectors.count))
+        queries = _Queries(batch, sketch_bm, error_b, code, k, _Excluded(excluded, self._vectors.count))
         pairs: list[tuple[np.ndarray, np.ndarray]] = []
         for block in self._blocks:
             pairs.append(self._survivors(block, queries))
@@ -142,7 +159,7 @@ class PrunedSearch:
                 pairs = [queries.not_hard(*found) for found in pairs]
         pair_b, row_p = (np.concatenate(part) for part in zip(*pairs, strict=True))
         pair_b, row_p = self._by_sketches(queries, pair_b, row_p)
-        return nearest_of_pairs(self._vectors, query_bd, pair_b, row_p, k), queries.is_hard_b
+        return nearest_of_pairs(self._vectors, batch, pair_b, row_p, k), queries.is_hard_b
 
     def _survivors(self, block: _Block, queries: _Queries) -> tuple[np.ndarray, np.ndarray]:
         """Pairs (query, row) of a block that the codes don't rule out."""
@@ -156,13 +173,13 @@ class PrunedSearch:
 
         upper_b = torch.from_numpy(queries.upper_b).to(lower_bg.device)
         is_left_bg = lower_bg <= upper_b[:, None]
-        limit = max(_FEW, self._vectors.count // _MANY)
+        limit = max(_FEW, self._vectors.count // _MANY[self._device])
         queries.add_hard(is_left_bg.sum(1).cpu().numpy() + queries.left_b // GROUP > limit // GROUP)
         is_left_bg &= ~torch.from_numpy(queries.is_hard_b).to(is_left_bg.device)[:, None]
         pair_b, pair_g = is_left_bg.nonzero(as_tuple=True)
         lower_sp = self._members(block, queries, product_bsg, pair_b, pair_g)
         left_s, left_p = (lower_sp <= upper_b[pair_b]).nonzero(as_tuple=True)
-        row_p = block.row_n[(left_s * len(block.least_g) + pair_g[left_p]).cpu().numpy()]
+        row_p = block.row_n[left_s * len(block.least_g) + pair_g[left_p]].cpu().numpy()
         kept_b = pair_b[left_p].cpu().numpy()
         allowed = (row_p >= 0) & queries.excluded.allows(kept_b, row_p)
         return kept_b[allowed], row_p[allowed]
@@ -187,15 +204,16 @@ class PrunedSearch:
         lower_sp = self._members(block, queries, product_bsg, pair_b, pair_g)
         lower_bn = lower_sp.T.reshape(-1, near * GROUP)
         place_sp = torch.arange(GROUP, device=pair_g.device)[:, None] * len(block.least_g) + pair_g
-        row_bn = block.row_n[place_sp.T.reshape(-1, near * GROUP).cpu().numpy()]
+        row_bn = block.row_n[place_sp.T.reshape(-1, near * GROUP)]
         if queries.excluded.keys_p is not None:
             every_bn = np.broadcast_to(np.arange(len(row_bn))[:, None], row_bn.shape)
-            allowed_bn = queries.excluded.allows(every_bn.reshape(-1), row_bn.reshape(-1)).reshape(row_bn.shape)
+            row_p = row_bn.reshape(-1).cpu().numpy()
+            allowed_bn = queries.excluded.allows(every_bn.reshape(-1), row_p).reshape(row_bn.shape)
             lower_bn = lower_bn.masked_fill(~torch.from_numpy(allowed_bn).to(lower_bn.device), torch.inf)
         best = lower_bn.topk(min(_SEEDS * queries.k, lower_bn.shape[1]), dim=1, largest=False)
-        row_bc = np.take_along_axis(row_bn, best.indices.cpu().numpy(), 1)
+        row_bc = row_bn.gather(1, best.indices).cpu().numpy()
         kept_b, kept_c = (torch.isfinite(best.values).cpu().numpy() & (row_bc >= 0)).nonzero()
-        squared_p = self._vectors.pair_distances(queries.query_bd, kept_b, row_bc[kept_b, kept_c])
+        squared_p = self._vectors.pair_distances(queries.batch, kept_b, row_bc[kept_b, kept_c])
         squared_bc = np.full(row_bc.shape, np.inf)
         squared_bc[kept_b, kept_c] = self._vectors.bounds(squared_p)[1]
         queries.tighten(squared_bc)
@@ -203,16 +221,19 @@ class PrunedSearch:
     def _by_sketches(self, queries: _Queries, pair_b: np.ndarray, row_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pairs that float sketches don't rule out either."""
         pair_b, row_p = queries.not_hard(pair_b, row_p)
-        if self._sketch_nm is not None:
-            sketch_bm, error_b = queries.sketch_bm.cpu().numpy(), queries.error_b.cpu().numpy()
-            lower_p = np.empty(len(pair_b), np.float32)
-            pairwise(sketch_bm, pair_b, self._sketch_nm, row_p, lower_p)
+        if self._sketches_on_device is not None or self._sketch_nm is not None:
+            error_b = queries.error_b.cpu().numpy()
+            if self._sketch_nm is not None:
+                lower_p = np.empty(len(pair_b), np.float32)
+                pairwise(queries.sketch_bm.cpu().numpy(), pair_b, self._sketch_nm, row_p, lower_p)
+            elif self._sketches_on_device is not None:
+                lower_p = self._sketches_on_device.pair_distances(queries.sketch_bm, pair_b, row_p)
             slop = 1 - (self._basis.dims + 4) * 2.0**-24
             lower_p = slop * np.sqrt(lower_p) - (error_b[pair_b] + self._sketch_error_n[row_p]) * (1 + 1e-6)
             kept = lower_p <= queries.upper_b[pair_b]
             pair_b, row_p = pair_b[kept], row_p[kept]
-        counts_b = np.bincount(pair_b, minlength=len(queries.query_bd))
-        queries.add_hard(counts_b > max(_FEW, self._vectors.count // _TOO_MANY))
+        counts_b = np.bincount(pair_b, minlength=len(queries.batch))
+        queries.add_hard(counts_b > max(_FEW, self._vectors.count // _TOO_MANY[self._device]))
         return queries.not_hard(pair_b, row_p)
 
 
@@ -221,19 +242,19 @@ class _Queries:
 
     def __init__(
         self,
-        query_bd: np.ndarray,
+        batch: Batch,
         sketch_bm: torch.Tensor,
         error_b: torch.Tensor,
         code: Coded,
         k: int,
         excluded: _Excluded,
     ) -> None:
-        self.query_bd, self.sketch_bm, self.error_b, self.code = query_bd, sketch_bm, error_b, code
+        self.batch, self.sketch_bm, self.error_b, self.code = batch, sketch_bm, error_b, code
         self.k, self.excluded = k, excluded
-        self.is_hard_b = np.zeros(len(query_bd), bool)
-        self.left_b = np.zeros(len(query_bd), np.int64)  # rows of the blocks so far that the codes don't rule out
-        self._best_bk = np.full((len(query_bd), k), np.inf)  # upper bounds of squared distances of k rows
-        self.upper_b = np.full(len(query_bd), np.inf)  # so far is the k-th nearest at most
+        self.is_hard_b = np.zeros(len(batch), bool)
+        self.left_b = np.zeros(len(batch), np.int64)  # rows of the blocks so far that the codes don't rule out
+        self._best_bk = np.full((len(batch), k), np.inf)  # upper bounds of squared distances of k rows
+        self.upper_b = np.full(len(batch), np.inf)  # so far is the k-th nearest at most
 
     def tighten(self, squared_bc: np.ndarray) -> None:
         """Takes upper bounds of the squared distances of further rows: float64 [B, c]."""
@@ -300,5 +321,5 @@ def _block(start: int, sketch_nm: torch.Tensor, error_n: torch.Tensor, dtype: to
     code = coded(sketch_nm[place_n], error_n[place_n], largest_g.repeat(GROUP), dtype)
     square_sg = code.square_r.reshape(GROUP, groups).masked_fill(is_padding_sg, torch.inf)
     error_sg = code.error_r.reshape(GROUP, groups).masked_fill(is_padding_sg, 0)
-    row_n = torch.where(is_padding_sg, -1, place_sg + start).reshape(-1).cpu().numpy()
+    row_n = torch.where(is_padding_sg, -1, place_sg + start).reshape(-1)
     return _Block(row_n, code.code_rm, code.step_r[:groups], square_sg, error_sg, square_sg.amin(0), error_sg.amax(0))

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from manifpt.errors import ConfigError
 
-__all__ = ["LARGE", "Found", "Rows", "Vectors", "nearer", "nearest_of_pairs", "pairwise"]
+if TYPE_CHECKING:  # torch costs seconds, and small references do without
+    import torch
+
+    from manifpt.search.device import DeviceRows
+
+__all__ = ["LARGE", "Batch", "Found", "Rows", "Vectors", "nearer", "nearest_of_pairs", "pairwise", "sum_by_halves"]
 
 Rows = np.ndarray | slice
 
 _HELD_BYTES = 4 << 30  # beyond, an actor keeps codes only, and embeds the few rows that it compares
+_DEVICE_BYTES = 4 << 30  # of a device that others use too
 _BLOCK_BYTES = 8 << 20  # larger ones come fresh from the system each time, which costs more than the work
 _BLOCK_ROWS = 64
 _PAIR_BYTES = 16 << 20  # of gathered rows at a time: what caches like
@@ -37,8 +44,35 @@ class Found:
     squared_bk: np.ndarray
 
 
+class Batch:
+    """B queries, which go to a device once.
+
+    Attributes:
+        query_bd: float32 [B, D].
+    """
+
+    def __init__(self, query_bd: np.ndarray) -> None:
+        self.query_bd = query_bd
+        self._on_device: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.query_bd)
+
+    def on(self, device: str) -> torch.Tensor:
+        """The same numbers there."""
+        if self._on_device is None:
+            import torch
+
+            self._on_device = torch.from_numpy(np.ascontiguousarray(self.query_bd)).to(device)
+        return self._on_device
+
+
 class Vectors:
-    """float32 [N, D], by row."""
+    """float32 [N, D], by row.
+
+    Attributes:
+        on_device: the same rows on a device, where pairs are then compared; see `hold_on`.
+    """
 
     def __init__(self, embeddings_of: Callable[[Rows], np.ndarray], count: int, dim: int) -> None:
         """Args:
@@ -62,6 +96,15 @@ class Vectors:
                 held[block] = embeddings_md
         self._held = held
         self._embeddings_of = embeddings_of if held is None else None
+        self.on_device: DeviceRows | None = None
+
+    def hold_on(self, device: str) -> bool:
+        """Whether a device holds the rows too from now on: those that are not too large for it."""
+        if self.on_device is None and 4 * self.count * self.dim <= _DEVICE_BYTES:
+            from manifpt.search.device import DeviceRows
+
+            self.on_device = DeviceRows((self.at(block) for block in self.slices()), self.count, self.dim, device)
+        return self.on_device is not None
 
     def at(self, rows: Rows) -> np.ndarray:
         """float32 [M, D]."""
@@ -77,9 +120,11 @@ class Vectors:
         for start in range(rows.start, rows.stop, step):
             yield slice(start, min(start + step, rows.stop))
 
-    def pair_distances(self, query_bd: np.ndarray, pair_b: np.ndarray, row_p: np.ndarray) -> np.ndarray:
+    def pair_distances(self, batch: Batch, pair_b: np.ndarray, row_p: np.ndarray) -> np.ndarray:
         """Squared distances of pairs from differences in float32: float32 [P]; `bounds` says how good they are."""
-        squared_p = np.empty(len(pair_b), np.float32)
+        if self.on_device is not None:
+            return self.on_device.pair_distances(batch.on(self.on_device.device), pair_b, row_p)
+        query_bd, squared_p = batch.query_bd, np.empty(len(pair_b), np.float32)
         if self._held is not None:
             pairwise(query_bd, pair_b, self._held, row_p, squared_p)
             return squared_p
@@ -87,13 +132,14 @@ class Vectors:
             pairwise(query_bd, pair_b[part], near_md, inverse_p, squared_p[part])
         return squared_p
 
-    def exact_pair_distances(self, query_bd: np.ndarray, pair_b: np.ndarray, row_p: np.ndarray) -> np.ndarray:
-        """Squared distances of pairs from differences in float64: float64 [P]."""
+    def exact_pair_distances(self, batch: Batch, pair_b: np.ndarray, row_p: np.ndarray) -> np.ndarray:
+        """Squared distances of pairs from differences in float64, the same bits on every device: float64 [P]."""
+        if self.on_device is not None:
+            return self.on_device.exact_pair_distances(batch.on(self.on_device.device), pair_b, row_p)
         squared_p = np.empty(len(pair_b), np.float64)
         for part, near_md, inverse_p in self._gathered(row_p):
-            difference_pd = query_bd[pair_b[part]].astype(np.float64) - near_md[inverse_p]
-            # In an order that doesn't depend on the other pairs, as einsum's does: equal rows are equally far.
-            squared_p[part] = np.square(difference_pd, out=difference_pd).sum(axis=1)
+            difference_pd = batch.query_bd[pair_b[part]].astype(np.float64) - near_md[inverse_p]
+            squared_p[part] = sum_by_halves(np.square(difference_pd, out=difference_pd))
         return squared_p
 
     def _gathered(self, row_p: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
@@ -118,6 +164,20 @@ class Vectors:
         return np.minimum(rough_p, float(_FLOAT32.max)) * (1 - error) - lost, rough_p * (1 + error) + lost
 
 
+def sum_by_halves(terms_pd: Any) -> Any:
+    """Sums of rows, float64 [P, D] -> [P], of NumPy or torch; what it is given is lost.
+
+    Halves are added to halves: an order of its own, the same for every row and on every device, whatever else is asked
+    with it. Else equal rows are told apart by the last bit, and a GPU's distances from a CPU's.
+    """
+    width = terms_pd.shape[1]
+    while width > 1:
+        half = (width + 1) // 2
+        terms_pd[:, : width - half] += terms_pd[:, half:width]
+        width = half
+    return terms_pd[:, 0]
+
+
 def pairwise(query_bd: np.ndarray, pair_b: np.ndarray, near_md: np.ndarray, row_p: np.ndarray, out: np.ndarray) -> None:
     """Squared distances of pairs by differences in float32, into float32 `out` [P]; all arrays C-contiguous."""
     import faiss
@@ -135,25 +195,27 @@ def pairwise(query_bd: np.ndarray, pair_b: np.ndarray, near_md: np.ndarray, row_
     )
 
 
-def nearest_of_pairs(vectors: Vectors, query_bd: np.ndarray, pair_b: np.ndarray, row_p: np.ndarray, k: int) -> Found:
+def nearest_of_pairs(vectors: Vectors, batch: Batch, pair_b: np.ndarray, row_p: np.ndarray, k: int) -> Found:
     """The k nearest of each query among its candidates, proved.
 
     float32 differences leave a few contenders whose order rounding could have changed; float64 differences decide.
 
     Args:
         vectors: the reference.
-        query_bd: float32 [B, D].
+        batch: the queries.
         pair_b, row_p: int64 [P], candidates, each pair once; they must hold the k nearest.
         k: how many.
     """
-    lower_p, upper_p = vectors.bounds(vectors.pair_distances(query_bd, pair_b, row_p))
-    kept = np.flatnonzero(lower_p <= kth_smallest(pair_b, upper_p, len(query_bd), k)[pair_b])
+    if vectors.on_device is not None:  # which has float64 differences of all in less time
+        return vectors.on_device.nearest_of_pairs(batch.on(vectors.on_device.device), pair_b, row_p, k)
+    lower_p, upper_p = vectors.bounds(vectors.pair_distances(batch, pair_b, row_p))
+    kept = np.flatnonzero(lower_p <= kth_smallest(pair_b, upper_p, len(batch), k)[pair_b])
     pair_b, row_p = pair_b[kept], row_p[kept]
-    squared_p = vectors.exact_pair_distances(query_bd, pair_b, row_p)
+    squared_p = vectors.exact_pair_distances(batch, pair_b, row_p)
     order = np.lexsort((row_p, squared_p, pair_b))
     rank_p = _rank_in_group(pair_b[order])
     first = rank_p < k
-    found = Found(np.full((len(query_bd), k), -1, np.int64), np.full((len(query_bd), k), np.inf))
+    found = Found(np.full((len(batch), k), -1, np.int64), np.full((len(batch), k), np.inf))
     where = pair_b[order][first], rank_p[first]
     found.row_bk[where] = row_p[order][first]
     found.squared_bk[where] = squared_p[order][first]

@@ -243,9 +243,10 @@ class Space(Protocol):
         """codes [B, ...] -> embeddings, float32 [B, ...]: [B, 3, H, W] or [B, D]. Pure and cheap."""
         ...
 
-    def compact(self, embeddings_bd: np.ndarray) -> np.ndarray:
+    def compact(self, embeddings_bd: Any) -> Any:
         """float32 [B, D] -> float32 [B, W], W <= D: a linear map that lengthens no difference, for a faster search.
 
+        Of NumPy or torch, wherever it lies.
         At most two numbers are added for each that comes out, and scaled once: the search allows for that rounding.
         """
         ...

@@ -124,7 +124,7 @@ class NetworkSpace:
         """The code itself: float32 [B, D]."""
         return codes
 
-    def compact(self, embeddings_bd: np.ndarray) -> np.ndarray:
+    def compact(self, embeddings_bd: Any) -> Any:
         """The embedding itself."""
         return embeddings_bd
 

@@ -6,6 +6,7 @@ Legend: B images, H W pixels.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class _PixelSpace:
         """The view itself: uint8 [B, 3, H, W]."""
         return views_bchw
 
-    def compact(self, embeddings_bd: np.ndarray) -> np.ndarray:
+    def compact(self, embeddings_bd: Any) -> Any:
         """The embedding itself."""
         return embeddings_bd
 
@@ -69,7 +70,7 @@ class FrequencySpace(_PixelSpace):
         """uint8 [B, 3, H, W] -> float32 [B, 3, H, W]."""
         return log_spectrum(pixels(codes, self.spec.color))
 
-    def compact(self, embeddings_bd: np.ndarray) -> np.ndarray:
+    def compact(self, embeddings_bd: Any) -> Any:
         """Half of the spectrum: float32 [B, D] -> float32 [B, D / 2 and a few].
 
         |F(-u, -v)| = |F(u, v)| of a real image. So (a + b) / sqrt(2) of the two holds their distances but for the noise
@@ -77,8 +78,10 @@ class FrequencySpace(_PixelSpace):
         """
         spectrum_bcp = embeddings_bd.reshape(len(embeddings_bd), 3, -1)
         first_p, second_p, single_p = _mirrored(self.spec.view.height_px or 1, self.spec.view.width_px or 1)
-        pairs_bcp = (spectrum_bcp[:, :, first_p] + spectrum_bcp[:, :, second_p]) * np.float32(0.5**0.5)
-        return np.concatenate([pairs_bcp, spectrum_bcp[:, :, single_p]], axis=2).reshape(len(embeddings_bd), -1)
+        half_bcp = spectrum_bcp[:, :, np.concatenate([first_p, single_p])]
+        half_bcp[:, :, : len(first_p)] += spectrum_bcp[:, :, second_p]
+        half_bcp[:, :, : len(first_p)] *= 0.5**0.5
+        return half_bcp.reshape(len(embeddings_bd), -1)
 
 
 @functools.cache

@@ -80,7 +80,7 @@ def one(case: Case, rounds: int, threads: int) -> dict[str, Any]:
     if torch.cuda.is_available():  # both keep the reference on the device
         device_nd, device_n = torch.from_numpy(reference_nd).cuda(), norms_n.cuda()
         contenders["torch_gpu"] = lambda: gemm(query_bd, device_nd, device_n, 1024)
-        on_device = FlatSearch(Vectors(lambda rows: reference_nd[rows], *reference_nd.shape), threads, gpu=True)
+        on_device = FlatSearch(Vectors(lambda rows: reference_nd[rows], *reference_nd.shape), threads, device="cuda")
         contenders["flat_gpu"] = lambda: on_device.search(query_bd, 1)
     seconds = paired(contenders, rounds)
     found = search.search(query_bd, 1)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from manifpt.errors import ConfigError
 from manifpt.projection import NearestProjector, nearer_of
 from manifpt.search.flat import FlatSearch, rounding
-from manifpt.search.vectors import Found, Vectors
+from manifpt.search.vectors import Batch, Found, Vectors
 
 
 def brute_force(query_bd: np.ndarray, reference_nd: np.ndarray) -> np.ndarray:
@@ -107,8 +107,8 @@ def test_a_distance_does_not_depend_on_what_else_is_asked() -> None:
     """Else equal rows are told apart by the last bit of a sum, where one is the last of a batch."""
     row_1d, query_1d = np.random.default_rng(6).standard_normal((2, 1, 20_001)).astype(np.float32)
     vectors = Vectors(lambda rows: np.repeat(row_1d, 5, axis=0)[rows], 5, 20_001)
-    many_p = vectors.exact_pair_distances(query_1d, np.zeros(5, np.int64), np.arange(5))
-    one_p = vectors.exact_pair_distances(query_1d, np.zeros(1, np.int64), np.array([4]))
+    many_p = vectors.exact_pair_distances(Batch(query_1d), np.zeros(5, np.int64), np.arange(5))
+    one_p = vectors.exact_pair_distances(Batch(query_1d), np.zeros(1, np.int64), np.array([4]))
     assert (many_p == one_p[0]).all()
 
 
@@ -119,7 +119,7 @@ def test_float64_search_agrees_when_no_candidate_is_proved(monkeypatch: pytest.M
     query_bd = rng.standard_normal((70, 48)).astype(np.float32)
     monkeypatch.setattr("manifpt.search.vectors._BLOCK_BYTES", 48 * 4 * 64)  # several blocks
     one = FlatSearch(Vectors(lambda rows: reference_nd[rows], *reference_nd.shape))
-    found = one._in_float64(query_bd, 2, [np.empty(0, np.int64)] * 70)
+    found = one._in_float64(Batch(query_bd), 2, [np.empty(0, np.int64)] * 70)
     squared_bn = brute_force(query_bd, reference_nd)
     order_bn = np.argsort(squared_bn, axis=1, kind="stable")[:, :2]
     assert (found.row_bk == order_bn).all()
@@ -169,7 +169,7 @@ def test_an_outlier_of_huge_norm_does_not_spoil_the_proof() -> None:
     reference_nd[7] = -27.6 * 100
     query_bd = rng.standard_normal((50, 512)).astype(np.float32)
     one = FlatSearch(Vectors(lambda rows: reference_nd[rows], *reference_nd.shape))
-    _, proved_b = one._by_candidates(query_bd, 2, [np.empty(0, np.int64)] * 50, 15)
+    _, proved_b = one._by_candidates(Batch(query_bd), 2, [np.empty(0, np.int64)] * 50, 15)
     assert proved_b.mean() > 0.9
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from manifpt.search import Choice, Found, Search, Vectors, choose, choose_search, make_search
 from manifpt.search.approximate import ApproximateSearch
 from manifpt.search.basis import Basis, Mixing, fit_basis, torch_of
-from manifpt.search.device import DeviceIndex
 from manifpt.search.distinct import DistinctSearch, distinct_rows
 from manifpt.search.flat import FlatSearch
 from manifpt.search.pruned import PrunedSearch, _lower
 from manifpt.search.screen import GROUP, code_type, coded, is_exact_in_bytes, products
+from manifpt.search.vectors import sum_by_halves
 
 BYTES_MULTIPLY = is_exact_in_bytes("cpu")
 KINDS = ("noise", "planes", "levels", "near", "equal", "copies", "outliers")
@@ -28,8 +28,16 @@ def vectors_of(reference_nd: np.ndarray) -> Vectors:
     return Vectors(lambda rows: reference_nd[rows], *reference_nd.shape)
 
 
+def on_device(vectors: Vectors) -> Vectors:
+    """What a GPU would compute, computed by the same code here."""
+    held = Vectors(vectors.at, vectors.count, vectors.dim)
+    assert held.hold_on("cpu")
+    return held
+
+
 def pruned(vectors: Vectors, dims: int) -> PrunedSearch:
-    return PrunedSearch(vectors, fit_basis(torch_of(vectors.at(slice(0, vectors.count))), dims), np.asarray)
+    basis = fit_basis(torch_of(vectors.at(slice(0, vectors.count))), dims)
+    return PrunedSearch(vectors, basis, lambda vectors_bd: vectors_bd)
 
 
 def distinct(reference_nd: np.ndarray, inner: Callable[[Vectors], Search]) -> DistinctSearch:
@@ -58,8 +66,8 @@ def draw(rng: np.random.Generator, kind: str, count: int, queries: int, dim: int
 
 
 def check(found: Found, query_bd: np.ndarray, reference_nd: np.ndarray, k: int, excluded: list[np.ndarray]) -> None:
-    """Against all float64 differences."""
-    squared_bn = np.square(query_bd[:, None].astype(np.float64) - reference_nd).sum(axis=-1)
+    """Against all float64 differences, summed in the same order, which tells what is as far but for the last bit."""
+    squared_bn = np.stack([sum_by_halves(np.square(x_d.astype(np.float64) - reference_nd)) for x_d in query_bd])
     for b, rows in enumerate(excluded):
         squared_bn[b, rows] = np.inf
     squared_bn = np.pad(squared_bn, ((0, 0), (0, k)), constant_values=np.inf)
@@ -98,17 +106,29 @@ def test_every_search_finds_the_nearest(
         "all": [np.arange(count) if b % 2 else np.arange(0) for b in range(12)],
     }[left_out]
     dims = max(2, int(part * dim))  # as many as D, or more: all coordinates, mixed
+    answers: list[Found] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("manifpt.search.vectors._HELD_BYTES", 1 << 30 if is_held else 0)
         patch.setattr("manifpt.search.vectors._BLOCK_BYTES", 4 * dim * 80)
         patch.setattr("manifpt.search.pruned._BLOCK_ROWS", block_rows)
         patch.setattr("manifpt.search.pruned.code_type", lambda device: torch.int8 if in_bytes else torch.float32)
-        patch.setattr("manifpt.search.flat._on_device", lambda dim: DeviceIndex(dim, "cpu"))
         patch.setattr("manifpt.search.device._PRODUCT_BYTES", 4 * 5 * count)
+        patch.setattr("manifpt.search.device._PAIR_BYTES", 8 * dim * 40)
+        patch.setattr("manifpt.search.device._ROWS", 100)
         vectors = vectors_of(reference_nd)
-        for make in (FlatSearch, lambda inner: FlatSearch(inner, gpu=True), lambda inner: pruned(inner, dims)):
+        for make in (
+            FlatSearch,
+            lambda inner: FlatSearch(on_device(inner), device="cpu"),
+            lambda inner: pruned(inner, dims),
+            lambda inner: pruned(on_device(inner), dims),
+        ):
             for search in (make(vectors), distinct(reference_nd, make)):
-                check(search.search(query_bd, k, excluded or None), query_bd, reference_nd, k, excluded)
+                found = search.search(query_bd, k, excluded or None)
+                check(found, query_bd, reference_nd, k, excluded)
+                answers.append(found)
+    for found in answers:  # the same bits, on whichever device
+        np.testing.assert_array_equal(found.row_bk, answers[0].row_bk)
+        np.testing.assert_array_equal(found.squared_bk, answers[0].squared_bk)
 
 
 def exact_sketch(basis: Basis, vectors_bw: np.ndarray) -> np.ndarray:
