@@ -9,6 +9,7 @@ without a drift: the baseline holds validation and test images only.
 
     image_id, side           of the run; `validation` or `test`
     label, predicted         its own, and the most probable one
+    group                    what it was made together with, such as a latent, by its own label; null: with none
     is_unknown               whether the score is over the bundle's threshold
     unknown_score            float32
     distance                 float32, norm of the artifact, as in the shards
@@ -59,9 +60,17 @@ def _side(examples: Examples, side: str, outputs: Outputs, openset: OpenSet) -> 
             "side": [side] * len(rows),
             "label": [examples.labels[n] for n in outputs.label_b],
             "predicted": [examples.labels[n] for n in outputs.predicted_b],
+            "group": pa.array(_groups(examples, outputs.row_b), pa.string()),
             "is_unknown": score_n > openset.threshold,
             "unknown_score": score_n,
             "distance": rows["distance"],
             "feature": tensor_column(feature_nk.astype(np.float16)),
         }
     )
+
+
+def _groups(examples: Examples, row_b: np.ndarray) -> list[str | None]:
+    if examples.group is None:
+        return [None] * len(row_b)
+    rows = examples.table.select([examples.group]).take(pa.array(row_b))
+    return [None if value in (None, "") else str(value) for value in rows[examples.group].to_pylist()]

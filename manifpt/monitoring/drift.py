@@ -3,12 +3,15 @@
 Legend: B images of a sample, K features.
 
 Each test's p-value holds at any number of images, so where nothing changed, a window fires anything at all at most as
-often as its level says. Images count as independent: a burst of one source in a window is a change of shares.
+often as its level says. Images count as independent: a burst of one source in a window is a change of shares. Where the
+baseline knows that a source's images come in groups, as of one latent at many steps of training, its norms and features
+are not compared: new images are of other groups, and differ as groups do.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +28,7 @@ TESTS = ("norms", "features", "shares", "unknown", "inconclusive", "rejected")
 _MOST_IMAGES = 2000  # of a sample that norms and features are compared on: the work grows with its square
 _PERMUTATIONS = 999
 _LEAST_LEVEL = 1e-3  # permutations, and with them time, grow with its inverse
+_MOST_TOGETHER = 1.5  # images of its group that a label's image has on average, itself included
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +43,14 @@ class Sample:
         distance_b: float64 [B], norm of the artifact.
         feature_bk: float32 [B, K], of the attributor.
         is_unknown_b: bool [B].
+        group_b: str (object) [B], equal for images that were made together; None: with no other, or it isn't known.
     """
 
     label_b: np.ndarray
     distance_b: np.ndarray
     feature_bk: np.ndarray
     is_unknown_b: np.ndarray
+    group_b: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.label_b)
@@ -52,8 +58,21 @@ class Sample:
     def take(self, row_n: np.ndarray) -> Sample:
         """Some of the images, by number (int64 [N])."""
         return Sample(
-            self.label_b[row_n], self.distance_b[row_n], self.feature_bk[row_n], self.is_unknown_b[row_n]
+            self.label_b[row_n], self.distance_b[row_n], self.feature_bk[row_n], self.is_unknown_b[row_n],
+            None if self.group_b is None else self.group_b[row_n],
         )  # fmt: skip
+
+    def grouped_labels(self) -> set[str]:
+        """Those whose images are so much alike in groups that they don't count as independent."""
+        if self.group_b is None:
+            return set()
+        found = set()
+        for label in set(self.label_b):
+            groups = self.group_b[self.label_b == label]
+            sizes = np.array(list(Counter(group for group in groups if group is not None).values()), np.int64)
+            if (len(groups) - sizes.sum() + np.square(sizes).sum()) / len(groups) > _MOST_TOGETHER:
+                found.add(label)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +144,9 @@ class Finding:
 def drift(baseline: Sample, window: Sample, before: Counts, now: Counts, level: float, seed: int) -> list[Finding]:
     """All tests that have data to compare. A window without images has none.
 
-    norms and features compare the window's images with the baseline's, within labels, on at most 2,000 images of each
-    that are drawn at random; shares, unknown, inconclusive and rejected compare counts with those before. Where
-    nothing was before, unknown is compared with the baseline, and the other three are left out.
+    norms and features compare the window's images with the baseline's, within labels that don't come in groups, on at
+    most 2,000 images of each that are drawn at random; shares, unknown, inconclusive and rejected compare counts with
+    those before. Where nothing was before, unknown is compared with the baseline, and the other three are left out.
 
     `before` should hold the windows that gave no alert: then an alert lasts until what changed is dealt with.
 
@@ -194,7 +213,8 @@ def _of_samples(baseline: Sample, window: Sample, permutations: int, seed: int) 
     if not len(baseline) or not len(window):
         return []
     rng = np.random.default_rng([seed, 0])
-    shared = set(baseline.label_b) & set(window.label_b)
+    grouped = baseline.grouped_labels()
+    shared = (set(baseline.label_b) & set(window.label_b)) - grouped
     known, new = (_some(sample, shared, rng) for sample in (baseline, window))
     is_window_n = np.repeat([False, True], [len(known), len(new)])
     strata = Strata.of(np.concatenate([known.label_b, new.label_b]), is_window_n)
@@ -206,6 +226,8 @@ def _of_samples(baseline: Sample, window: Sample, permutations: int, seed: int) 
         f"{len(new):,} of the window's {len(window):,} images against {len(known):,} of the baseline's "
         f"{len(baseline):,}, within {len(strata.rows_s)} labels, {permutations:,} permutations"
     )
+    if grouped:
+        detail += f"; not {', '.join(sorted(grouped))}: their held-out images come in groups"
     tests = [norm_test(strata, distance_n, permutations, seed), energy_test(strata, feature_nk, permutations, seed)]
     return [_finding(name, *test, detail) for name, test in zip(("norms", "features"), tests, strict=True)]
 

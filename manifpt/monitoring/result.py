@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,12 @@ def read_baseline(attributor_uri: str) -> Sample:
         table = pq.read_table(pa.BufferReader(store_of(uri).read(uri)))
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise ConfigError(f"{uri} is missing or damaged: train the attributor again.") from error
-    return _sample(table, "predicted")
+    sample = _sample(table, "predicted")
+    if "group" not in table.column_names:  # of a bundle from before there was one
+        return sample
+    together = zip(table["label"].to_pylist(), table["group"].to_pylist(), strict=True)
+    groups = [None if group is None else f"{label}/{group}" for label, group in together]
+    return replace(sample, group_b=np.array(groups, dtype=object))
 
 
 def _sample(table: pa.Table, label: str) -> Sample:

@@ -140,7 +140,7 @@ def _changes(results: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     rows = tuple(
         (
             f"{result['window']:05d}", finding["name"], finding["statistic"], finding["p_value"], finding["adjusted"],
-            "yes" if finding["fired"] else "no", plain(finding["detail"], 200),
+            "yes" if finding["fired"] else "no", plain(finding["detail"], 400),
         )
         for result in reversed(results)
         for finding in result["findings"]

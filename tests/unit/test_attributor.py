@@ -557,7 +557,10 @@ def test_every_image_of_a_side_is_predicted_once(run: str, tmp_path: Path) -> No
 
 def test_a_training_ends_in_a_bundle_that_tells_what_is_unknown(tmp_path: Path) -> None:
     """Its verdicts are those of the file of held-out images, and of the rates that it states."""
-    rows = rows_of({"gan": 200, "vae": 160, "real": 160}, distance=np.arange(520, dtype=np.float32))
+    latents = [f"l{n // 4}" if n < 200 else "" for n in range(520)]  # the GAN's, at four steps each
+    rows = rows_of(
+        {"gan": 200, "vae": 160, "real": 160}, distance=np.arange(520, dtype=np.float32), latent_group=latents
+    )
     run, output = str(make_run(tmp_path / "run", rows)), tmp_path / "out"
     worked(run, output)
     examples = select_examples(run, "rgb", ALL)
@@ -572,6 +575,7 @@ def test_a_training_ends_in_a_bundle_that_tells_what_is_unknown(tmp_path: Path) 
     said = attributor.verdicts(artifacts_of(taken))
     assert [SIDES[examples.side_n[n]] for n in row_n] == table["side"].to_pylist()
     assert table["label"].to_pylist() == taken["source"].to_pylist()
+    assert table["group"].to_pylist() == [group or None for group in taken["latent_group"].to_pylist()]
     assert table["distance"].to_pylist() == taken["distance"].to_pylist()
     assert tuple(table["predicted"].to_pylist()) == said.label
     # The threshold is some image's own score, and another batch rounds it otherwise.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,37 @@ def test_no_drift_raises_a_finding_in_at_most_the_stated_share_of_windows() -> N
         false += bool(fired(drift(sample(rng, 120), sample(rng, 40, mix), before, now, level, window)))
     assert false <= binom.ppf(0.999, windows, level)
     assert false > 0, "a test that never fires sees nothing"
+
+
+def in_groups(rng: np.random.Generator, images: int, groups: int) -> Sample:
+    """Images of which those of `gan1` were made from a few latents, which decide most of norm and features."""
+    found = sample(rng, images)
+    of_latent = rng.integers(0, groups, images)
+    is_one = found.label_b == "gan1"
+    found.distance_b[is_one] += 3 * rng.normal(size=groups)[of_latent[is_one]]
+    found.feature_bk[is_one] += 3 * rng.normal(size=(groups, 4))[of_latent[is_one]]
+    return replace(found, group_b=np.where(is_one, of_latent.astype(str), None))
+
+
+def test_images_that_come_in_groups_raise_no_more_findings_than_others() -> None:
+    rng, level, windows = np.random.default_rng(7), 0.1, 100
+    told, untold = 0, 0
+    for window in range(windows):
+        baseline, new = in_groups(rng, 120, 4), replace(in_groups(rng, 60, 4), group_b=None)
+        found = drift(baseline, new, Counts(), Counts(), level, window)
+        assert "not gan1: their held-out images come in groups" in named(found)["features"].detail
+        told += bool(fired(found))
+        untold += bool(fired(drift(replace(baseline, group_b=None), new, Counts(), Counts(), level, window)))
+    assert told <= binom.ppf(0.999, windows, level)
+    assert untold > windows / 2, "the case is no longer hard: nothing is shown"
+
+
+def test_a_few_images_of_one_group_are_no_group() -> None:
+    """Four of the label's images are of two latents: (16 + 2 * 4) / 20 images together on average."""
+    groups = np.array(["a", "a", "b", "b"] + [None] * 16, dtype=object)
+    one = Sample(np.full(20, "gan0", object), np.zeros(20), np.zeros((20, 2), np.float32), np.zeros(20, bool), groups)
+    assert one.grouped_labels() == set()
+    assert one.take(np.arange(6)).grouped_labels() == {"gan0"}
 
 
 @pytest.mark.parametrize("test", [norm_test, energy_test])
