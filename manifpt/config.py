@@ -149,8 +149,8 @@ class EncoderConfig:
     backbone: Literal["resnet18", "resnet50"] = "resnet18"
     """torchvision's; images under 64 px get a first layer that keeps their high frequencies."""
     policy: Literal["fingerprint", "standard"] = "fingerprint"
-    """What two views of an image differ in. fingerprint: place and mirroring, so features may keep all frequencies.
-    standard: as Barlow Twins, colours, sizes and blur too."""
+    """What two views of an image differ in. fingerprint: place, mirroring and mean colour, so features may keep all
+    frequencies but zero. standard: as Barlow Twins, contrast, sizes and blur too."""
     size_px: int | None = None
     """Side of the square that it sees. Default: that of the first image; smaller ones are rejected."""
     epochs: int = 100

@@ -261,6 +261,7 @@ def _shares(plan: Plan, shards: int, most_actors: int | None, gpu: bool) -> Shar
         shards=shards,
         largest_node_cpus=max(nodes, default=NODE_TO_COME_CPUS),
         most_actors=most_actors,
+        project_on_gpu=plan.task == "attributions" or plan.estimate.uses_gpu,
         grows=len(nodes) != 1,  # one node alone is a single machine; an autoscaler's head runs no tasks
     )
 

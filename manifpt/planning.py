@@ -79,7 +79,7 @@ def plan_artifacts(config: ArtifactsConfig) -> tuple[Plan, str]:
         raise ConfigError(f"--reference-shards must be at least 1, not {config.reference_shards}.")
     if config.reference_shards > 1 and config.projection == "approximate":
         raise ConfigError(
-            "--reference-shards is for exact projection; an approximate index is small enough for one actor."
+            "--reference-shards is for exact projection: an approximate index is one, and one actor holds it."
         )
     specs = [_of_bundle(name, bundle, config) for name in dict.fromkeys(config.spaces or bundle.spaces)]
     estimate = _estimate(config)

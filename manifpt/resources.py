@@ -71,6 +71,7 @@ def share(
     largest_node_cpus: float | None = None,
     most_actors: int | None = None,
     grows: bool = False,
+    project_on_gpu: bool = True,
 ) -> Shares:
     """Shares a cluster.
 
@@ -91,6 +92,7 @@ def share(
         largest_node_cpus: an actor fits on one node; None: all CPUs are on one.
         most_actors: actors a stage to scale up to; None: what the cluster has room for.
         grows: whether nodes may come and go.
+        project_on_gpu: whether a projecting actor has work for one.
     """
     stages = network + project
     task_cpus = min(1.0, cpus / 4)
@@ -109,7 +111,7 @@ def share(
     alone = 1.0 if not network else 0.1
     own = max(1, int(actor_cpus))
     portion = (0.2 if network else 0.6) / max(1, project)
-    projecting = actors(portion, alone / project if gpus else 0.0, own) if project else None
+    projecting = actors(portion, alone / project if gpus and project_on_gpu else 0.0, own) if project else None
     decode_tasks = shards if grows else min(shards, max(2, int(cpus)))
     if decode_tasks in {actor.most for actor in (encode, projecting) if actor}:
         decode_tasks += 1  # Ray Data fuses tasks into actors of the same number, and decoding would wait for a GPU

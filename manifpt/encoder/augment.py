@@ -3,8 +3,9 @@
 Legend: B images, S side in pixels, s side of a crop.
 
 What augmentation changes at random, the features lose. The standard policy, made for what a picture shows, resizes,
-blurs and recolours: it washes out the high frequencies, in which fingerprints are. The `fingerprint` policy moves and
-mirrors, and every pixel of a view is a pixel of its image.
+blurs and recolours: it washes out the high frequencies, in which fingerprints are. The `fingerprint` policy moves,
+mirrors and adds a colour of its own to each view: a constant a channel, which changes frequency zero and no other.
+Without it two views are told by their mean colours, and the network need not learn anything else.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from manifpt.errors import ConfigError
 
 __all__ = ["POLICIES", "Policy", "make_policy"]
 
-# uint8 [B, 3, S, S] on any device, and a seed -> two views, float [B, 3, s, s] in [0, 1], other for each image.
+# uint8 [B, 3, S, S] on any device, and a seed -> two views, float [B, 3, s, s], other for each image. Pixels are in
+# [0, 1], but for a colour that was added.
 Policy = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 
 POLICIES = ("fingerprint", "standard")
 _CROPPED = 1 / 8  # of a side
+_COLOR = 0.3  # standard deviation of what is added to a channel, whose pixels are in [0, 1]
 _BLURRED_FROM_PX = 64  # CIFAR's usual policy has no blur: a kernel of a tenth of 32 px is hardly one
 
 
@@ -35,16 +38,21 @@ def make_policy(name: str, size_px: int) -> Policy:
     Raises:
         ConfigError: the package of the standard policy isn't there.
     """
-    return _moved if name == "fingerprint" else _standard(size_px)
+    return _fingerprint if name == "fingerprint" else _standard(size_px)
 
 
-def _moved(images_bchw: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Crops of 7/8 of the side, each at a place of its own, and half of them mirrored."""
+def _fingerprint(images_bchw: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops of 7/8 of the side, each at a place and with a colour of its own, and half of them mirrored."""
     generator = torch.Generator().manual_seed(seed)
-    return _moved_once(images_bchw, generator), _moved_once(images_bchw, generator)
+    views = []
+    for _ in range(2):
+        moved_bchw = _moved(images_bchw, generator)
+        color_bc11 = _COLOR * torch.randn(len(images_bchw), 3, 1, 1, generator=generator)
+        views.append(moved_bchw + color_bc11.to(moved_bchw.device))
+    return views[0], views[1]
 
 
-def _moved_once(images_bchw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _moved(images_bchw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     batch, _, height_px, width_px = images_bchw.shape
     crops = []
     for size_px in (height_px, width_px):

@@ -69,6 +69,11 @@ class Estimate:
         """Whether x* is one image of the reference."""
         return self.name in ("nearest", "random")
 
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether its work is more than a GPU's while: the controls search nothing."""
+        return self.name not in ("none", "random", "blur")
+
     def identity(self) -> dict[str, Any]:
         """What makes the numbers."""
         found: dict[str, Any] = {"name": self.name} | {field: getattr(self, field) for field in ESTIMATES[self.name]}

@@ -21,6 +21,7 @@ from typing import Any
 
 from manifpt.computing import Computing, check_actors
 from manifpt.config import ScanConfig
+from manifpt.documents import json_of, object_of
 from manifpt.errors import ConfigError
 from manifpt.indexing import entries
 from manifpt.log import event
@@ -29,7 +30,7 @@ from manifpt.monitoring.inventory import merge_inventory
 from manifpt.monitoring.lease import Lease, Taken, held
 from manifpt.monitoring.result import alerts_in, window_result
 from manifpt.monitoring.settings import Settings, read_settings
-from manifpt.monitoring.windows import Window, open_window, plan_window, record_inventory, window_folder
+from manifpt.monitoring.windows import Window, open_window, plan_window, read_result, record_inventory, window_folder
 from manifpt.plan import publish_facts
 from manifpt.shards import committed_shards, read_commits
 from manifpt.storage import join, store_of
@@ -108,11 +109,12 @@ def _is_anything(inputs: Sequence[str]) -> bool:
 
 
 def _state(output: str) -> dict[str, Any]:
+    uri = join(output, "scan.json")
     try:
-        found: dict[str, Any] = json.loads(store_of(output).read(join(output, "scan.json")))
+        data = store_of(output).read(uri)
     except FileNotFoundError:
         return {}
-    return found
+    return object_of(json_of(data, uri), uri, {"window": int, "watermark_s": (int, float)})
 
 
 def _end(window: Window, settings: Settings, config: ScanConfig) -> dict[str, Any]:
@@ -147,7 +149,10 @@ def _results(output: str, last: int) -> list[dict[str, Any]]:
     """Results of the last windows up to one, oldest first."""
     found = []
     for number in range(max(1, last - _SHOWN_WINDOWS + 1), last + 1):
-        found.append(json.loads(store_of(output).read(join(window_folder(output, number), "window.json"))))
+        result = read_result(output, number)
+        if result is None:
+            raise ConfigError(f"{window_folder(output, number)} has lost its window.json: restore it.")
+        found.append(result)
     return found
 
 

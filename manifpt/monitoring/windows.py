@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from manifpt.documents import Kinds, json_of, object_of
 from manifpt.errors import ConfigError, RejectReason
 from manifpt.indexing import BATCH_ROWS, IndexOptions, batch_of, images_in
 from manifpt.manifest import Manifest, write_manifest
@@ -35,9 +36,18 @@ from manifpt.plan import Plan
 from manifpt.shards import Rejected, read_commits, write_rejected
 from manifpt.storage import Entry, join, store_of
 
-__all__ = ["Window", "open_window", "plan_window", "record_inventory", "window_folder", "write_window_rejected"]
+__all__ = ["Window", "open_window", "plan_window", "read_result", "record_inventory", "window_folder",
+           "write_window_rejected"]  # fmt: skip
 
 _FORMAT = 1
+_PLAN: Kinds = {"rows": int, "first_shard": int, "objects_uri": str, "began_s": (int, float), "objects": dict}
+_PLAN_OF_IMAGES: Kinds = {
+    "manifest_uri": str, "manifest_digest": str, "rows": int, "shard_rows": int, "first_shard": int,
+}  # fmt: skip
+_RESULT: Kinds = {
+    "window": int, "began": str, "objects": dict, "images": int, "attributed": dict, "unknown": int,
+    "inconclusive": int, "rejected": int, "findings": list, "alerts": list,
+}  # fmt: skip
 _OBJECTS = pa.schema([("uri", pa.string()), ("etag", pa.string()), ("change", pa.string()), ("problem", pa.string())])
 # Reasons that may be gone tomorrow: such an object counts as not seen.
 _PASSING = {RejectReason.MISSING.value, RejectReason.FORBIDDEN.value, RejectReason.CHANGED.value}
@@ -73,16 +83,26 @@ class Window:
     @property
     def result(self) -> dict[str, Any] | None:
         """`window.json`, if it is there."""
-        try:
-            found: dict[str, Any] = json.loads(store_of(self.output).read(join(self.folder, "window.json")))
-        except FileNotFoundError:
-            return None
-        return found
+        return read_result(self.output, self.number)
 
 
 def window_folder(output: str, number: int) -> str:
     """Where the files of a window are."""
     return join(output, "windows", f"{number:05d}")
+
+
+def read_result(output: str, number: int) -> dict[str, Any] | None:
+    """The result of a window; None: it has none.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    uri = join(window_folder(output, number), "window.json")
+    try:
+        data = store_of(output).read(uri)
+    except FileNotFoundError:
+        return None
+    return object_of(json_of(data, uri), uri, _RESULT)
 
 
 def open_window(output: str, number: int, template: Plan) -> Window | None:
@@ -92,18 +112,20 @@ def open_window(output: str, number: int, template: Plan) -> Window | None:
         output: the scan's folder.
         number: its.
         template: the plan of any window of this scan, without images.
+
+    Raises:
+        ConfigError: its plan is damaged, or its manifest gone.
     """
     uri = join(window_folder(output, number), "plan.json")
     try:
-        found = json.loads(store_of(output).read(uri))
+        data = store_of(output).read(uri)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ConfigError(f"{uri} is damaged ({error}); restore it, or scan into another --output.") from error
+    found = object_of(json_of(data, uri), uri, _PLAN)
     plan, next_shard = None, found["first_shard"]
     if found["rows"]:
-        names = ("manifest_uri", "manifest_digest", "rows", "shard_rows", "first_shard")
-        plan = replace(template, **{name: found[name] for name in names})
+        object_of(found, uri, _PLAN_OF_IMAGES)
+        plan = replace(template, **{name: found[name] for name in _PLAN_OF_IMAGES})
         entry = store_of(plan.manifest_uri).stat(plan.manifest_uri)
         if entry is None:
             raise ConfigError(f"{plan.manifest_uri} is gone: restore it, or scan into another --output.")

@@ -152,17 +152,19 @@ def test_a_global_normalisation_alone_is_pytorchs(shape: tuple[int, ...]) -> Non
 
 
 @given(size_px=st.integers(8, 40), seed=st.integers(0, 2**32 - 1))
-def test_the_fingerprint_policy_only_moves_and_mirrors(size_px: int, seed: int) -> None:
+def test_the_fingerprint_policy_moves_mirrors_and_changes_frequency_zero_alone(size_px: int, seed: int) -> None:
     images = torch.randint(
         0, 256, (3, 3, size_px, size_px), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     for view_bchw in make_policy("fingerprint", size_px)(images, seed):
-        found = (view_bchw * 255).round().to(torch.uint8)
-        kept_px = found.shape[2]
-        assert kept_px == size_px - max(1, round(size_px / 8)) and found.shape == (3, 3, kept_px, kept_px)
-        for image, view in zip(images, found, strict=True):
-            whole = [way.unfold(1, kept_px, 1).unfold(2, kept_px, 1) for way in (image, image.flip(2))]
-            assert any((crops == view[:, None, None]).all(-1).all(-1).all(0).any() for crops in whole)
+        kept_px = view_bchw.shape[2]
+        assert kept_px == size_px - max(1, round(size_px / 8)) and view_bchw.shape == (3, 3, kept_px, kept_px)
+        for image, view in zip(images.double() / 255, view_bchw.double(), strict=True):
+            ways = [way.unfold(1, kept_px, 1).unfold(2, kept_px, 1).flatten(1, 2) for way in (image, image.flip(2))]
+            added = view[:, None] - torch.cat(ways, 1)  # to every crop
+            is_constant = (added - added.mean((2, 3), keepdim=True)).abs().amax((0, 2, 3)) < 1e-6
+            assert is_constant.sum() == 1, "the view is one of the crops but for a colour"
+            assert 1e-4 < added[:, is_constant, 0, 0].std() < 3, "each channel has a constant of its own"
 
 
 @pytest.mark.parametrize("policy", ["fingerprint", "standard"])
@@ -173,7 +175,8 @@ def test_views_follow_from_the_seed_and_differ_between_images(policy: str) -> No
     first, again, other = make(images, 1), make(images, 1), make(images, 2)
     assert (torch.random.get_rng_state() == before).all()
     for n, view_bchw in enumerate(first):
-        assert view_bchw.dtype == torch.float32 and float(view_bchw.min()) >= 0 and float(view_bchw.max()) <= 1
+        assert view_bchw.dtype == torch.float32
+        assert policy == "fingerprint" or (float(view_bchw.min()) >= 0 and float(view_bchw.max()) <= 1)
         assert torch.equal(view_bchw, again[n]) and not torch.equal(view_bchw, other[n])
         assert len({view.numpy().tobytes() for view in view_bchw}) > 8
     assert not torch.equal(*first)
@@ -291,6 +294,7 @@ def test_a_share_that_is_too_large_to_keep_is_streamed_in_every_pass(
 
 def test_the_loss_falls(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LEARNING_RATE", 0.03)
+    monkeypatch.setattr("manifpt.encoder.augment._COLOR", 0.0)  # colours are all that so small a network can tell
     lines = trained(manifest, tmp_path / "out", monkeypatch)
     assert lines[3]["loss"] < 0.9 * lines[1]["loss"]
 

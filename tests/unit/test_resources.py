@@ -76,6 +76,9 @@ def test_a_gpu_node_has_an_actor_a_gpu() -> None:
     pixels = share(64, 8, network=False, project=1, shards=MANY)
     assert pixels.project is not None
     assert (pixels.project.gpus, pixels.project.most) == (1.0, 8)
+    control = share(64, 8, network=False, project=1, shards=MANY, project_on_gpu=False)
+    assert control.project is not None
+    assert (control.project.gpus, control.project.most > 8) == (0.0, True), "what searches nothing takes no GPU"
 
 
 def test_a_cpu_cluster_scales_by_cpus() -> None:

@@ -296,3 +296,13 @@ def test_settings_name_what_decides_a_verdict(made: Path, bucket: Path, tmp_path
     facts = read_settings(config_of(made, tmp_path / "scans", bucket)).facts()
     assert facts["variants"] == ["jpeg-95", "webp-95"]
     assert len(facts["attributor_digest"]) == len(facts["reference_digest"]) == 64
+
+
+@pytest.mark.parametrize("name", ["scan.json", "windows/00001/window.json", "windows/00001/plan.json"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"window": "x"}'])
+def test_a_damaged_state_is_one_sentence(made: Path, bucket: Path, tmp_path: Path, name: str, content: str) -> None:
+    output = tmp_path / "scans"
+    scan(config_of(made, output, bucket))
+    (output / name).write_text(content)
+    with pytest.raises(ConfigError, match=rf"{name} is damaged \(.*: restore it, or make it again"):
+        scan(config_of(made, output, bucket))
