@@ -15,11 +15,16 @@ import torch
 
 from manifpt.search.vectors import Batch, Found, sum_by_halves
 
-__all__ = ["DeviceIndex", "DeviceRows"]
+__all__ = ["DeviceIndex", "DeviceRows", "free_bytes"]
 
 _PRODUCT_BYTES = 1 << 30  # of one block of queries
 _PAIR_BYTES = 256 << 20  # of differences at a time
 _ROWS = 4_096  # whose squares are summed at a time
+
+
+def free_bytes(device: str) -> int:
+    """Of its memory now; of the CPU's, which only tests ask for, as if all were free."""
+    return torch.cuda.mem_get_info()[0] if device.startswith("cuda") else 1 << 62
 
 
 class DeviceRows:

@@ -24,6 +24,7 @@ Rows = np.ndarray | slice
 
 _HELD_BYTES = 4 << 30  # beyond, an actor keeps codes only, and embeds the few rows that it compares
 _DEVICE_BYTES = 4 << 30  # of a device that others use too
+_DEVICE_SHARE = 8  # and at most so much of what is free there: a flat search doubles it, other spaces and jobs come
 _BLOCK_BYTES = 8 << 20  # larger ones come fresh from the system each time, which costs more than the work
 _BLOCK_ROWS = 64
 _PAIR_BYTES = 16 << 20  # of gathered rows at a time: what caches like
@@ -100,9 +101,11 @@ class Vectors:
 
     def hold_on(self, device: str) -> bool:
         """Whether a device holds the rows too from now on: those that are not too large for it."""
-        if self.on_device is None and 4 * self.count * self.dim <= _DEVICE_BYTES:
-            from manifpt.search.device import DeviceRows
+        from manifpt.search.device import DeviceRows, free_bytes
 
+        if self.on_device is None and 4 * self.count * self.dim <= min(
+            _DEVICE_BYTES, free_bytes(device) // _DEVICE_SHARE
+        ):
             self.on_device = DeviceRows((self.at(block) for block in self.slices()), self.count, self.dim, device)
         return self.on_device is not None
 

@@ -247,6 +247,17 @@ def test_what_bounds_cannot_tell_is_given_up_before_it_fills_memory(
         assert len(held[0]) <= most_pairs + 60 * 256
 
 
+def test_a_reference_too_large_for_the_device_stays_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    reference_nd, query_bd = rng.standard_normal((200, 16)).astype(np.float32), np.zeros((3, 16), np.float32)
+    monkeypatch.setattr("manifpt.search.device.free_bytes", lambda device: 8 * 4 * 200 * 16 - 1)
+    vectors = vectors_of(reference_nd)
+    assert not vectors.hold_on("cpu") and vectors.on_device is None
+    check(FlatSearch(vectors, device="cpu").search(query_bd, 2), query_bd, reference_nd, 2, [])
+    monkeypatch.setattr("manifpt.search.device.free_bytes", lambda device: 8 * 4 * 200 * 16)
+    assert vectors.hold_on("cpu")
+
+
 def test_bounds_do_the_work_where_energy_compacts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that always falls back would be exact as well, and of no use."""
     rng = np.random.default_rng(5)
