@@ -62,6 +62,14 @@ class Sample:
             None if self.group_b is None else self.group_b[row_n],
         )  # fmt: skip
 
+    def independent(self) -> Sample:
+        """One image of each group, and all that are of none."""
+        if self.group_b is None:
+            return self
+        is_alone_b = np.array([group is None for group in self.group_b], bool)
+        _, first_g = np.unique(self.group_b[~is_alone_b].astype(str), return_index=True)
+        return self.take(np.sort(np.r_[np.flatnonzero(is_alone_b), np.flatnonzero(~is_alone_b)[first_g]]))
+
     def grouped_labels(self) -> set[str]:
         """Those whose images are so much alike in groups that they don't count as independent."""
         if self.group_b is None:
@@ -146,7 +154,8 @@ def drift(baseline: Sample, window: Sample, before: Counts, now: Counts, level: 
 
     norms and features compare the window's images with the baseline's, within labels that don't come in groups, on at
     most 2,000 images of each that are drawn at random; shares, unknown, inconclusive and rejected compare counts with
-    those before. Where nothing was before, unknown is compared with the baseline, and the other three are left out.
+    those before. Where nothing was before, unknown is compared with the baseline, one image of each group, and the
+    other three are left out.
 
     `before` should hold the windows that gave no alert: then an alert lasts until what changed is dealt with.
 
@@ -172,7 +181,8 @@ def drift(baseline: Sample, window: Sample, before: Counts, now: Counts, level: 
     if before.judged or not len(baseline):
         found += _rise("unknown", before.unknown, before.judged, now.unknown, now.judged)
     else:
-        found += _rise("unknown", int(baseline.is_unknown_b.sum()), len(baseline), now.unknown, now.judged)
+        alone = baseline.independent()
+        found += _rise("unknown", int(alone.is_unknown_b.sum()), len(alone), now.unknown, now.judged)
     found += _rise("inconclusive", before.inconclusive, before.judged, now.inconclusive, now.judged)
     found += _rise("rejected", before.rejected, before.images, now.rejected, now.images)
     adjusted = holm([finding.p_value for finding in found])

@@ -93,6 +93,7 @@ def window_result(window: Window, settings: Settings, earlier: Sequence[Mapping[
         "rejected_reasons": dict(rejects.most_common()),
         "norms": _norms(seen.sample),
         "looked_at": len(seen.sample),
+        "not_compared": sorted(baseline.grouped_labels() & set(seen.sample.label_b)),
         "compared_with_windows": len(quiet),
         "findings": [asdict(finding) for finding in findings],
         "newcomers": [asdict(newcomer) for newcomer in found],

@@ -72,6 +72,11 @@ def _scan(settings: Settings, lease: Lease, config: ScanConfig) -> dict[str, Any
         number, last = number + 1, found
     if last is None and number:
         last = open_window(output, number, template)
+        if last is None:  # numbers of its shards would be given again
+            raise ConfigError(
+                f"{window_folder(output, number)} is gone, and scan.json names it: restore it, or scan into another "
+                f"--output."
+            )
     ended = []
     if last is not None and last.result is None:
         event("window_resumed", window=last.number, images=last.plan.rows if last.plan else 0)
@@ -114,7 +119,10 @@ def _state(output: str) -> dict[str, Any]:
         data = store_of(output).read(uri)
     except FileNotFoundError:
         return {}
-    return object_of(json_of(data, uri), uri, {"window": int, "watermark_s": (int, float)})
+    found = object_of(json_of(data, uri), uri, {"window": int, "watermark_s": (int, float)})
+    if found["window"] < 0:
+        raise ConfigError(f"{uri} is damaged (window {found['window']}): restore it.")
+    return found
 
 
 def _end(window: Window, settings: Settings, config: ScanConfig) -> dict[str, Any]:

@@ -46,7 +46,8 @@ _PLAN_OF_IMAGES: Kinds = {
 }  # fmt: skip
 _RESULT: Kinds = {
     "window": int, "began": str, "objects": dict, "images": int, "attributed": dict, "unknown": int,
-    "inconclusive": int, "rejected": int, "findings": list, "alerts": list,
+    "inconclusive": int, "rejected": int, "inconclusive_reasons": dict, "rejected_reasons": dict, "findings": list,
+    "newcomers": list, "alerts": list,
 }  # fmt: skip
 _OBJECTS = pa.schema([("uri", pa.string()), ("etag", pa.string()), ("change", pa.string()), ("problem", pa.string())])
 # Reasons that may be gone tomorrow: such an object counts as not seen.
@@ -102,7 +103,10 @@ def read_result(output: str, number: int) -> dict[str, Any] | None:
         data = store_of(output).read(uri)
     except FileNotFoundError:
         return None
-    return object_of(json_of(data, uri), uri, _RESULT)
+    found = object_of(json_of(data, uri), uri, _RESULT)
+    if found["window"] != number:
+        raise ConfigError(f"{uri} is damaged (of window {found['window']}): restore it.")
+    return found
 
 
 def open_window(output: str, number: int, template: Plan) -> Window | None:
@@ -125,6 +129,8 @@ def open_window(output: str, number: int, template: Plan) -> Window | None:
     plan, next_shard = None, found["first_shard"]
     if found["rows"]:
         object_of(found, uri, _PLAN_OF_IMAGES)
+        if min(found["rows"], found["shard_rows"]) < 1:
+            raise ConfigError(f"{uri} is damaged (no images, or none a shard): restore it.")
         plan = replace(template, **{name: found[name] for name in _PLAN_OF_IMAGES})
         entry = store_of(plan.manifest_uri).stat(plan.manifest_uri)
         if entry is None:

@@ -39,7 +39,7 @@ def make_search(
         codes: [N, ...] that the embeddings are made of, and quicker to compare; None: the embeddings themselves.
 
     Raises:
-        ValueError: an embedding is no finite number.
+        ConfigError: an embedding of the reference is no finite number.
     """
     vectors = Vectors(embeddings_of, count, dim)
     vectors, same_as = without_copies(vectors, vectors.at if codes is None else codes.__getitem__)

@@ -16,7 +16,7 @@ import torch
 
 from manifpt.search.vectors import LARGE, Vectors
 
-__all__ = ["UNIT", "Axes", "Basis", "Mixing", "fit_basis", "norms", "sample_of", "torch_of"]
+__all__ = ["UNIT", "Axes", "Basis", "Mixing", "fit_basis", "in_float32", "norms", "sample_of", "torch_of"]
 
 UNIT = 2.0**-24  # half the distance from 1 to the next float32
 _SUM_BLOCK = 256  # terms of one float32 sum; sums of sums keep the error bound near the square root's
@@ -122,6 +122,15 @@ def _on_axes(
 
 def _gamma(terms: int) -> float:
     return terms * UNIT / (1 - terms * UNIT)
+
+
+def in_float32() -> None:
+    """From now on float32 products of this process are what they say.
+
+    TF32 and bfloat16, which an environment variable or another library may have allowed in their place, err by more
+    than any bound here.
+    """
+    torch.set_float32_matmul_precision("highest")
 
 
 def norms(vectors_bw: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Searches on a GPU: pairs compared by float64 differences, and the candidates of a flat search by one float32 GEMM.
+"""Searches on a GPU: pairs compared by their differences, and the candidates of a flat search by one float32 GEMM.
 
 What is proved on the host is proved of what is computed here: errors are bounded for any order of summation, and
 float64 distances have the same bits on every device (`vectors.sum_by_halves`).
@@ -13,18 +13,39 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from manifpt.search.basis import in_float32
 from manifpt.search.vectors import Batch, Found, sum_by_halves
 
-__all__ = ["DeviceIndex", "DeviceRows", "free_bytes"]
+__all__ = ["DeviceIndex", "DeviceRows", "device_index", "device_rows"]
 
-_PRODUCT_BYTES = 1 << 30  # of one block of queries
+_HELD_BYTES = 4 << 30  # of a device that others use too
+_SHARE = 8  # and at most so much of what is free: a flat search doubles it, other spaces and jobs come
+_PRODUCT_BYTES = 256 << 20  # of one block of queries
 _PAIR_BYTES = 256 << 20  # of differences at a time
 _ROWS = 4_096  # whose squares are summed at a time
 
 
+def device_rows(vectors: Iterable[np.ndarray], count: int, dim: int, device: str) -> DeviceRows | None:
+    """All rows on a device, where they take no more than their share of it; see `DeviceRows`."""
+    if 4 * count * dim > min(_HELD_BYTES, free_bytes(device) // _SHARE):
+        return None
+    try:
+        return DeviceRows(vectors, count, dim, device)
+    except torch.cuda.OutOfMemoryError:  # other actors took it since
+        return None
+
+
+def device_index(rows: DeviceRows, mean_d: np.ndarray) -> DeviceIndex | None:
+    """See `DeviceIndex`; None where the device has no room for it."""
+    try:
+        return DeviceIndex(rows, mean_d)
+    except torch.cuda.OutOfMemoryError:
+        return None
+
+
 def free_bytes(device: str) -> int:
-    """Of its memory now; of the CPU's, which only tests ask for, as if all were free."""
-    return torch.cuda.mem_get_info()[0] if device.startswith("cuda") else 1 << 62
+    """Of this process's GPU now; of the CPU, which only tests name, as if all were free."""
+    return torch.cuda.mem_get_info()[0] if device == "cuda" else 1 << 62
 
 
 class DeviceRows:
@@ -100,6 +121,7 @@ class DeviceIndex:
         rows: the reference.
         mean_d: float32 [D], taken from rows and queries before they are multiplied.
         """
+        in_float32()
         self._device = rows.device
         self._mean_d = torch.from_numpy(mean_d).to(rows.device)
         self._centred_nd = rows.rows_nd - self._mean_d
@@ -109,9 +131,9 @@ class DeviceIndex:
     def search(self, batch: Batch, c: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The c nearest: squared distances float32 [B, c], ascending, rows int64 [B, c]; and |x - mean|, float64 [B].
 
-        |x|^2 + |y|^2 - 2 x.y in float32; the product must not be of TF32, whose error `rounding` does not bound.
+        |x|^2 + |y|^2 - 2 x.y in float32.
         """
-        assert not torch.backends.cuda.matmul.allow_tf32
+        in_float32()
         step = max(1, _PRODUCT_BYTES // (4 * len(self._centred_nd)))
         distances, rows, norms = [], [], []
         for query in batch.on(self._device).split(step):

@@ -64,7 +64,10 @@ class DistinctSearch:
         found = Found(np.full((len(query_bd), k), -1, np.int64), np.full((len(query_bd), k), np.inf))
         lengths_b = [len(places) for places in touched]
         pair_b = np.repeat(np.arange(len(query_bd)), lengths_b)
-        apart_p = self._vectors.exact_pair_distances(Batch(query_bd), pair_b, np.concatenate([*touched, none]))
+        places_p = np.concatenate([*touched, none])
+        apart_p = np.empty(0)
+        if len(places_p):
+            apart_p = self._vectors.exact_pair_distances(Batch(query_bd), pair_b, places_p)
         for b, (places, apart) in enumerate(zip(touched, np.split(apart_p, np.cumsum(lengths_b)), strict=False)):
             known = near.row_bk[b] >= 0
             rows, squared = self._rows_of(

@@ -51,11 +51,11 @@ class FlatSearch:
         self._knn: Callable[..., Any] = faiss.knn
         self._index: DeviceIndex | None = None
         if device is not None and vectors.hold_on(device):
-            from manifpt.search.device import DeviceIndex
+            from manifpt.search.device import device_index
 
             assert vectors.on_device is not None
-            self._index = DeviceIndex(vectors.on_device, self._mean_d)
-        elif device is not None and faiss.get_num_gpus():  # block by block through the device
+            self._index = device_index(vectors.on_device, self._mean_d)
+        if self._index is None and device == "cuda" and faiss.get_num_gpus():  # block by block through the device
             resources = faiss.StandardGpuResources()
             self._knn = lambda query_bd, block_md, c: faiss.knn_gpu(resources, query_bd, block_md, c)
 
@@ -112,7 +112,7 @@ class FlatSearch:
     def _by_candidates(
         self, batch: Batch, k: int, excluded: Sequence[np.ndarray], beyond: int
     ) -> tuple[Found, np.ndarray]:
-        """What FAISS proposes, in the right order, and for which queries that is proved."""
+        """What FAISS or the device proposes, in the right order, and for which queries that is proved."""
         most = min(max(len(rows) for rows in excluded), _MOST_EXCLUDED)
         c = min(self._vectors.count, k + beyond + most)
         distance_bc, row_bc, norm_b = self._candidates(batch, c)

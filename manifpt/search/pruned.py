@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from manifpt.search.basis import Axes, Basis, torch_of
+from manifpt.search.basis import Axes, Basis, in_float32, torch_of
 from manifpt.search.device import DeviceRows
 from manifpt.search.flat import FlatSearch
 from manifpt.search.screen import GROUP, Coded, code_type, coded, products
@@ -83,11 +83,14 @@ class PrunedSearch:
         """
         if device != "cpu":
             vectors.hold_on(device)
+        # What a flat search costs beside pairs: where the rows lie decides, not where the codes do.
+        self._rows_on = "cpu" if vectors.on_device is None else "cuda"
         self._vectors, self._compact, self._threads, self._device = vectors, compact, threads, device
         self._basis = basis.to(device)
         self._flat: FlatSearch | None = None
         self._queries = _QUERIES[device]
         torch.set_num_threads(threads)
+        in_float32()
         self._code_type = code_type(device)
         sketches: list[torch.Tensor] = []
         errors, self._blocks = [], []
@@ -123,6 +126,7 @@ class PrunedSearch:
         import faiss
 
         torch.set_num_threads(self._threads)
+        in_float32()
         faiss.omp_set_num_threads(self._threads)
         starts = range(0, len(query_bd), self._queries)
         parts = [slice(start, start + self._queries) for start in starts]
@@ -136,9 +140,10 @@ class PrunedSearch:
 
     def _everything(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None) -> Found:
         """For queries that the bounds don't help: all of them together, since the whole reference has to be read."""
-        if len(query_bd) > _SINGLE:
-            device = self._device if self._vectors.on_device is None else self._vectors.on_device.device
-            self._flat = self._flat or FlatSearch(self._vectors, self._threads, device if device != "cpu" else None)
+        if len(query_bd) > _SINGLE or self._vectors.on_device is not None:
+            held = self._vectors.on_device
+            device = held.device if held is not None else self._device if self._device != "cpu" else None
+            self._flat = self._flat or FlatSearch(self._vectors, self._threads, device)
             return self._flat.search(query_bd, k, excluded)
         pair_b = np.repeat(np.arange(len(query_bd)), self._vectors.count)
         row_p = np.tile(np.arange(self._vectors.count), len(query_bd))
@@ -173,7 +178,7 @@ class PrunedSearch:
 
         upper_b = torch.from_numpy(queries.upper_b).to(lower_bg.device)
         is_left_bg = lower_bg <= upper_b[:, None]
-        limit = max(_FEW, self._vectors.count // _MANY[self._device])
+        limit = max(_FEW, self._vectors.count // _MANY[self._rows_on])
         queries.add_hard(is_left_bg.sum(1).cpu().numpy() + queries.left_b // GROUP > limit // GROUP)
         is_left_bg &= ~torch.from_numpy(queries.is_hard_b).to(is_left_bg.device)[:, None]
         pair_b, pair_g = is_left_bg.nonzero(as_tuple=True)
@@ -221,19 +226,20 @@ class PrunedSearch:
     def _by_sketches(self, queries: _Queries, pair_b: np.ndarray, row_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pairs that float sketches don't rule out either."""
         pair_b, row_p = queries.not_hard(pair_b, row_p)
-        if self._sketches_on_device is not None or self._sketch_nm is not None:
+        squared_p = None
+        if self._sketches_on_device is not None:
+            squared_p = self._sketches_on_device.pair_distances(queries.sketch_bm, pair_b, row_p)
+        elif self._sketch_nm is not None:
+            squared_p = np.empty(len(pair_b), np.float32)
+            pairwise(queries.sketch_bm.cpu().numpy(), pair_b, self._sketch_nm, row_p, squared_p)
+        if squared_p is not None:
             error_b = queries.error_b.cpu().numpy()
-            if self._sketch_nm is not None:
-                lower_p = np.empty(len(pair_b), np.float32)
-                pairwise(queries.sketch_bm.cpu().numpy(), pair_b, self._sketch_nm, row_p, lower_p)
-            elif self._sketches_on_device is not None:
-                lower_p = self._sketches_on_device.pair_distances(queries.sketch_bm, pair_b, row_p)
             slop = 1 - (self._basis.dims + 4) * 2.0**-24
-            lower_p = slop * np.sqrt(lower_p) - (error_b[pair_b] + self._sketch_error_n[row_p]) * (1 + 1e-6)
+            lower_p = slop * np.sqrt(squared_p) - (error_b[pair_b] + self._sketch_error_n[row_p]) * (1 + 1e-6)
             kept = lower_p <= queries.upper_b[pair_b]
             pair_b, row_p = pair_b[kept], row_p[kept]
         counts_b = np.bincount(pair_b, minlength=len(queries.batch))
-        queries.add_hard(counts_b > max(_FEW, self._vectors.count // _TOO_MANY[self._device]))
+        queries.add_hard(counts_b > max(_FEW, self._vectors.count // _TOO_MANY[self._rows_on]))
         return queries.not_hard(pair_b, row_p)
 
 

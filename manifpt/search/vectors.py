@@ -23,8 +23,6 @@ __all__ = ["LARGE", "Batch", "Found", "Rows", "Vectors", "nearer", "nearest_of_p
 Rows = np.ndarray | slice
 
 _HELD_BYTES = 4 << 30  # beyond, an actor keeps codes only, and embeds the few rows that it compares
-_DEVICE_BYTES = 4 << 30  # of a device that others use too
-_DEVICE_SHARE = 8  # and at most so much of what is free there: a flat search doubles it, other spaces and jobs come
 _BLOCK_BYTES = 8 << 20  # larger ones come fresh from the system each time, which costs more than the work
 _BLOCK_ROWS = 64
 _PAIR_BYTES = 16 << 20  # of gathered rows at a time: what caches like
@@ -46,7 +44,7 @@ class Found:
 
 
 class Batch:
-    """B queries, which go to a device once.
+    """B queries, which go to a device once: to one, as a process has one GPU.
 
     Attributes:
         query_bd: float32 [B, D].
@@ -98,16 +96,17 @@ class Vectors:
         self._held = held
         self._embeddings_of = embeddings_of if held is None else None
         self.on_device: DeviceRows | None = None
+        self._is_held_on: bool | None = None
 
     def hold_on(self, device: str) -> bool:
-        """Whether a device holds the rows too from now on: those that are not too large for it."""
-        from manifpt.search.device import DeviceRows, free_bytes
+        """Whether a device holds the rows too from now on: those that are not too large for it. Decided once."""
+        if self._is_held_on is None:
+            from manifpt.search.device import device_rows
 
-        if self.on_device is None and 4 * self.count * self.dim <= min(
-            _DEVICE_BYTES, free_bytes(device) // _DEVICE_SHARE
-        ):
-            self.on_device = DeviceRows((self.at(block) for block in self.slices()), self.count, self.dim, device)
-        return self.on_device is not None
+            blocks = (self.at(block) for block in self.slices())
+            self.on_device = device_rows(blocks, self.count, self.dim, device)
+            self._is_held_on = self.on_device is not None
+        return self._is_held_on
 
     def at(self, rows: Rows) -> np.ndarray:
         """float32 [M, D]."""

@@ -79,6 +79,17 @@ def test_images_that_come_in_groups_raise_no_more_findings_than_others() -> None
     assert untold > windows / 2, "the case is no longer hard: nothing is shown"
 
 
+def test_unknown_images_of_one_group_count_once() -> None:
+    """Twenty unknown images of one latent are no sign that a fifth of all are."""
+    groups = np.array(["a"] * 20 + [None] * 80, dtype=object)
+    label_b, zero_b = np.full(100, "gan0", object), np.zeros(100)
+    baseline = Sample(label_b, zero_b, np.zeros((100, 2), np.float32), groups == "a", groups)
+    one = baseline.independent()
+    assert (len(one), one.is_unknown_b.sum()) == (81, 1)
+    found = drift(baseline, replace(baseline, group_b=None), Counts(), Counts({"gan0": 80}, 20), 0.05, 0)
+    assert fired(found) == {"unknown"} and "against 1 of 81 before" in named(found)["unknown"].detail
+
+
 def test_a_few_images_of_one_group_are_no_group() -> None:
     """Four of the label's images are of two latents: (16 + 2 * 4) / 20 images together on average."""
     groups = np.array(["a", "a", "b", "b"] + [None] * 16, dtype=object)

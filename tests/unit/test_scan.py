@@ -299,10 +299,20 @@ def test_settings_name_what_decides_a_verdict(made: Path, bucket: Path, tmp_path
 
 
 @pytest.mark.parametrize("name", ["scan.json", "windows/00001/window.json", "windows/00001/plan.json"])
-@pytest.mark.parametrize("content", ["{", "[]", '{"window": "x"}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"window": "x"}', '{"window": -1, "watermark_s": 0}'])
 def test_a_damaged_state_is_one_sentence(made: Path, bucket: Path, tmp_path: Path, name: str, content: str) -> None:
     output = tmp_path / "scans"
     scan(config_of(made, output, bucket))
     (output / name).write_text(content)
-    with pytest.raises(ConfigError, match=rf"{name} is damaged \(.*: restore it, or make it again"):
+    with pytest.raises(ConfigError, match=rf"{name} is damaged \(.*: restore it"):
+        scan(config_of(made, output, bucket))
+
+
+def test_a_lost_window_is_one_sentence(made: Path, bucket: Path, tmp_path: Path) -> None:
+    """Else its numbers of shards would be given again, and old verdicts be those of new images."""
+    output = tmp_path / "scans"
+    scan(config_of(made, output, bucket))
+    shutil.rmtree(output / "windows" / "00001")
+    write_files(new_files(2, start=10), bucket)
+    with pytest.raises(ConfigError, match=r"windows/00001 is gone, and scan.json names it: restore it"):
         scan(config_of(made, output, bucket))
