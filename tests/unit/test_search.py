@@ -259,6 +259,22 @@ def test_a_reference_too_large_for_the_device_stays_on_the_host(monkeypatch: pyt
     assert vectors_of(reference_nd).hold_on("cpu")
 
 
+@pytest.mark.parametrize(
+    "make", [lambda vectors: FlatSearch(vectors, device="cpu"), lambda vectors: pruned(vectors, 8)]
+)
+def test_products_of_less_than_float32_are_not_used(make: Callable[[Vectors], Search]) -> None:
+    """The bounds are those of float32; TF32 may be allowed by an environment variable, or by another library."""
+    vectors = on_device(vectors_of(np.random.default_rng(0).standard_normal((50, 16)).astype(np.float32)))
+    try:
+        torch.set_float32_matmul_precision("medium")
+        search = make(vectors)
+        torch.set_float32_matmul_precision("medium")
+        search.search(np.zeros((2, 16), np.float32), 1)
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_bounds_do_the_work_where_energy_compacts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that always falls back would be exact as well, and of no use."""
     rng = np.random.default_rng(5)
