@@ -4,8 +4,8 @@ Legend: B images of a sample, K features.
 
 Each test's p-value holds at any number of images, so where nothing changed, a window fires anything at all at most as
 often as its level says. Images count as independent: a burst of one source in a window is a change of shares. Where the
-baseline knows that a source's images come in groups, as of one latent at many steps of training, its norms and features
-are not compared: new images are of other groups, and differ as groups do.
+baseline knows that images come in groups, as of one latent at many steps of training, norms and features are compared
+without them, and without the labels that most of them have: new images are of other groups, and differ as groups do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TESTS = ("norms", "features", "shares", "unknown", "inconclusive", "rejected")
 _MOST_IMAGES = 2000  # of a sample that norms and features are compared on: the work grows with its square
 _PERMUTATIONS = 999
 _LEAST_LEVEL = 1e-3  # permutations, and with them time, grow with its inverse
-_MOST_TOGETHER = 1.5  # images of its group that a label's image has on average, itself included
+_MOST_TOGETHER = 0.5  # of a label's images; fewer are those of another source that were taken for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,14 @@ class Sample:
             None if self.group_b is None else self.group_b[row_n],
         )  # fmt: skip
 
+    @property
+    def is_together_b(self) -> np.ndarray:
+        """bool [B], whether an image was made together with another one of the sample."""
+        if self.group_b is None:
+            return np.zeros(len(self), bool)
+        counts = Counter(group for group in self.group_b if group is not None)
+        return np.array([counts[group] > 1 for group in self.group_b], bool)
+
     def independent(self) -> Sample:
         """One image of each group, and all that are of none."""
         if self.group_b is None:
@@ -71,16 +79,9 @@ class Sample:
         return self.take(np.sort(np.r_[np.flatnonzero(is_alone_b), np.flatnonzero(~is_alone_b)[first_g]]))
 
     def grouped_labels(self) -> set[str]:
-        """Those whose images are so much alike in groups that they don't count as independent."""
-        if self.group_b is None:
-            return set()
-        found = set()
-        for label in set(self.label_b):
-            groups = self.group_b[self.label_b == label]
-            sizes = np.array(list(Counter(group for group in groups if group is not None).values()), np.int64)
-            if (len(groups) - sizes.sum() + np.square(sizes).sum()) / len(groups) > _MOST_TOGETHER:
-                found.add(label)
-        return found
+        """Those most of whose images were made together with others."""
+        is_together_b = self.is_together_b
+        return {label for label in set(self.label_b) if is_together_b[self.label_b == label].mean() > _MOST_TOGETHER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +224,9 @@ def _of_samples(baseline: Sample, window: Sample, permutations: int, seed: int) 
     if not len(baseline) or not len(window):
         return []
     rng = np.random.default_rng([seed, 0])
-    grouped = baseline.grouped_labels()
-    shared = (set(baseline.label_b) & set(window.label_b)) - grouped
-    known, new = (_some(sample, shared, rng) for sample in (baseline, window))
+    grouped, alone = baseline.grouped_labels(), baseline.take(np.flatnonzero(~baseline.is_together_b))
+    shared = (set(alone.label_b) & set(window.label_b)) - grouped
+    known, new = (_some(sample, shared, rng) for sample in (alone, window))
     is_window_n = np.repeat([False, True], [len(known), len(new)])
     strata = Strata.of(np.concatenate([known.label_b, new.label_b]), is_window_n)
     if not strata.rows_s:

@@ -22,7 +22,7 @@ from manifpt.metrics.tiles import finite, tiles
 __all__ = ["Strata", "energy_test", "norm_test"]
 
 _DRAWS_AT_ONCE = 512  # permutations in memory: 16 MiB for 4,000 images
-_ROUNDING = 1e-9  # relative: an exchange that gives the same samples again counts as extreme, whatever BLAS rounds
+_ROUNDING = 1e-9  # of the largest statistic there could be: an exchange that gives the same again counts as extreme
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def norm_test(strata: Strata, distance_n: np.ndarray, permutations: int, seed: i
         largest_d: np.ndarray = np.abs(np.cumsum(weighted_nd[order_n], axis=0)[is_last_n]).max(axis=0)
         return largest_d
 
-    return _tested(strata, statistic, permutations, seed)
+    return _tested(strata, statistic, 1.0, permutations, seed)
 
 
 def energy_test(strata: Strata, feature_nk: np.ndarray, permutations: int, seed: int) -> tuple[float, float]:
@@ -124,7 +124,8 @@ def energy_test(strata: Strata, feature_nk: np.ndarray, permutations: int, seed:
             total_d -= weight * np.einsum("nd,nd->d", contrast_nd, distance_nn @ contrast_nd)
         return total_d
 
-    return _tested(strata, statistic, permutations, seed)
+    largest = float(sum(w * distance_nn.max() for w, distance_nn in zip(weight_s, distance_s, strict=True)))
+    return _tested(strata, statistic, largest, permutations, seed)
 
 
 def _distances(feature_nk: np.ndarray) -> np.ndarray:
@@ -135,11 +136,15 @@ def _distances(feature_nk: np.ndarray) -> np.ndarray:
 
 
 def _tested(
-    strata: Strata, statistic: Callable[[tuple[np.ndarray, ...]], np.ndarray], permutations: int, seed: int
+    strata: Strata,
+    statistic: Callable[[tuple[np.ndarray, ...]], np.ndarray],
+    largest: float,
+    permutations: int,
+    seed: int,
 ) -> tuple[float, float]:
     if not strata.rows_s:
         raise ConfigError("No label has images in both samples; compare images of the same attributor.")
     draws = strata.draws(permutations, np.random.default_rng(seed))
     seen = float(statistic(next(draws))[0])
-    extreme = sum(int((statistic(contrast_s) >= seen - _ROUNDING * abs(seen)).sum()) for contrast_s in draws)
+    extreme = sum(int((statistic(contrast_s) >= seen - _ROUNDING * largest).sum()) for contrast_s in draws)
     return seen, (1 + extreme) / (1 + permutations)
