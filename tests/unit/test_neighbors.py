@@ -11,12 +11,13 @@ from scipy.spatial.distance import cdist
 from manifpt.errors import ConfigError
 from manifpt.metrics.neighbors import Nearest
 from manifpt.metrics.tiles import TOLERANCE, tiles
+from manifpt.search.vectors import sum_by_halves
 from tests.helpers.shardings import sharding
 
 
 def brute_force(query_bf: np.ndarray, rows_nf: np.ndarray, k: int, own_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """By differences, the smallest row first among equal ones."""
-    squared_bn = np.square(query_bf[:, None].astype(np.float64) - rows_nf).sum(axis=2)
+    squared_bn = np.stack([sum_by_halves(np.square(x_f.astype(np.float64) - rows_nf)) for x_f in query_bf])
     is_own_bn = np.arange(len(rows_nf)) == own_b[:, None]
     squared_bn[is_own_bn] = np.inf
     row_bk = np.argsort(squared_bn, axis=1, kind="stable")[:, :k]
