@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifpt.errors import ConfigError
-from manifpt.storage import is_of_storage
+from manifpt.storage import is_of_storage, store_of
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ __all__ = [
     "load_tensors",
     "object_of",
     "parquet_errors",
+    "stored_object",
     "table_of",
     "tensors_of",
 ]
@@ -71,6 +72,19 @@ def object_of(found: Any, where: str, kinds: Kinds) -> dict[str, Any]:
             what = "is missing" if name not in found else f"can't be {str(value)[:50]!r}"
             raise ConfigError(f"{where} is damaged ({name} {what}): restore it, or make it again.")
     return found
+
+
+def stored_object(uri: str, kinds: Kinds) -> dict[str, Any] | None:
+    """The JSON object of a file, see `object_of`; None: there is no such file.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    try:
+        data = store_of(uri).read(uri)
+    except FileNotFoundError:
+        return None
+    return object_of(json_of(data, uri), uri, kinds)
 
 
 def check_columns(schema: pa.Schema, where: str, kinds: Mapping[str, pa.DataType]) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from manifpt.computing import Computing, check_actors
 from manifpt.config import ScanConfig
-from manifpt.documents import json_of, object_of
+from manifpt.documents import stored_object
 from manifpt.errors import ConfigError
 from manifpt.indexing import entries
 from manifpt.log import event
@@ -115,12 +115,8 @@ def _is_anything(inputs: Sequence[str]) -> bool:
 
 def _state(output: str) -> dict[str, Any]:
     uri = join(output, "scan.json")
-    try:
-        data = store_of(output).read(uri)
-    except FileNotFoundError:
-        return {}
-    found = object_of(json_of(data, uri), uri, {"window": int, "watermark_s": (int, float)})
-    if found["window"] < 0:
+    found = stored_object(uri, {"window": int, "watermark_s": (int, float)}) or {}
+    if found.get("window", 0) < 0:
         raise ConfigError(f"{uri} is damaged (window {found['window']}): restore it.")
     return found
 

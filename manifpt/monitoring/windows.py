@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifpt.documents import Kinds, json_of, object_of
+from manifpt.documents import Kinds, object_of, stored_object
 from manifpt.errors import ConfigError, RejectReason
 from manifpt.indexing import BATCH_ROWS, IndexOptions, batch_of, images_in
 from manifpt.manifest import Manifest, write_manifest
@@ -99,12 +99,8 @@ def read_result(output: str, number: int) -> dict[str, Any] | None:
         ConfigError: it is damaged.
     """
     uri = join(window_folder(output, number), "window.json")
-    try:
-        data = store_of(output).read(uri)
-    except FileNotFoundError:
-        return None
-    found = object_of(json_of(data, uri), uri, _RESULT)
-    if found["window"] != number:
+    found = stored_object(uri, _RESULT)
+    if found is not None and found["window"] != number:
         raise ConfigError(f"{uri} is damaged (of window {found['window']}): restore it.")
     return found
 
@@ -121,11 +117,9 @@ def open_window(output: str, number: int, template: Plan) -> Window | None:
         ConfigError: its plan is damaged, or its manifest gone.
     """
     uri = join(window_folder(output, number), "plan.json")
-    try:
-        data = store_of(output).read(uri)
-    except FileNotFoundError:
+    found = stored_object(uri, _PLAN)
+    if found is None:
         return None
-    found = object_of(json_of(data, uri), uri, _PLAN)
     plan, next_shard = None, found["first_shard"]
     if found["rows"]:
         object_of(found, uri, _PLAN_OF_IMAGES)

@@ -25,12 +25,12 @@ _PAIR_BYTES = 256 << 20  # of differences at a time
 _ROWS = 4_096  # whose squares are summed at a time
 
 
-def device_rows(vectors: Iterable[np.ndarray], count: int, dim: int, device: str) -> DeviceRows | None:
+def device_rows(blocks: Iterable[np.ndarray], count: int, dim: int, device: str) -> DeviceRows | None:
     """All rows on a device, where they take no more than their share of it; see `DeviceRows`."""
     if 4 * count * dim > min(_HELD_BYTES, free_bytes(device) // _SHARE):
         return None
     try:
-        return DeviceRows(vectors, count, dim, device)
+        return DeviceRows(blocks, count, dim, device)
     except torch.cuda.OutOfMemoryError:  # other actors took it since
         return None
 
