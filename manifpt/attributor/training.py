@@ -256,14 +256,12 @@ def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def outputs_of(network: AttributorNetwork, batches: Iterable[Batch], device: str = "cpu") -> Iterator[Outputs]:
-    """Batch by batch."""
+    """Batch by batch, in float32: a verdict must not hang on whether the machine multiplies bfloat16."""
     network.eval()
     with torch.inference_mode():
         for artifacts, label_b, row_b in batches:
-            artifacts = artifacts.to(device, non_blocking=True).float()
-            with autocast(device):
-                features = network.features(artifacts)
-                logits = network.classifier(features)
+            features = network.features(artifacts.to(device, non_blocking=True).float())
+            logits = network.classifier(features)
             logits_bs, features_bf = (tensor.float().cpu().numpy() for tensor in (logits, features))
             yield Outputs(logits_bs, features_bf, label_b.numpy(), row_b.numpy())
 
