@@ -56,12 +56,20 @@ def _make(vectors: Vectors, choice: Choice, compact: Callable[[Any], Any], threa
         from manifpt.search.basis import fit_basis, sample_of
         from manifpt.search.pruned import PrunedSearch
 
-        gpu = has_gpu()
         basis = fit_basis(sample_of(vectors, compact, choice.dims), choice.dims)
-        return PrunedSearch(vectors, basis, compact, threads, "cuda" if gpu else "cpu")
+        if not has_gpu():
+            return PrunedSearch(vectors, basis, compact, threads)
+        return _in_halves(PrunedSearch(vectors, basis, compact, threads, "cuda"))
     # Small ones are searched in no time, and torch takes seconds to load.
-    on_device = not is_small(vectors.count, vectors.dim) and has_gpu()
-    return FlatSearch(vectors, threads, "cuda" if on_device else None)
+    if is_small(vectors.count, vectors.dim) or not has_gpu():
+        return FlatSearch(vectors, threads)
+    return _in_halves(FlatSearch(vectors, threads, "cuda"))
+
+
+def _in_halves(search: Search) -> Search:
+    from manifpt.search.device import InHalves
+
+    return InHalves(search)
 
 
 def has_gpu() -> bool:

@@ -8,15 +8,16 @@ Legend: B queries, N reference rows, D dimensions, P pairs of a query and a row,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from manifpt.search.basis import in_float32
-from manifpt.search.vectors import Batch, Found, sum_by_halves
+from manifpt.search.distinct import Search
+from manifpt.search.vectors import Batch, Found, joined, sum_by_halves
 
-__all__ = ["DeviceIndex", "DeviceRows", "device_index", "device_rows"]
+__all__ = ["DeviceIndex", "DeviceRows", "InHalves", "device_index", "device_rows"]
 
 _HELD_BYTES = 4 << 30  # of a device that others use too
 _SHARE = 8  # and at most so much of what is free: a flat search doubles it, other spaces and jobs come
@@ -144,3 +145,28 @@ class DeviceIndex:
             rows.append(near.indices.cpu())
             norms.append(torch.linalg.vector_norm(query, dim=1, dtype=torch.float64).cpu())
         return torch.cat(distances).numpy(), torch.cat(rows).numpy(), torch.cat(norms).numpy()
+
+
+class InHalves:
+    """A search on a device that other actors fill too: where memory lacks, half of the queries at a time."""
+
+    def __init__(self, inner: Search) -> None:
+        """Args:
+        inner: whose answer to a query doesn't depend on what is asked with it.
+        """
+        self._inner = inner
+
+    def search(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None) -> Found:
+        """See `Search`.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: there is no room for one query either.
+        """
+        try:
+            return self._inner.search(query_bd, k, excluded)
+        except torch.cuda.OutOfMemoryError:
+            if len(query_bd) < 2:
+                raise
+        torch.cuda.empty_cache()  # after the error, which holds what its frames held
+        halves = slice(len(query_bd) // 2), slice(len(query_bd) // 2, None)
+        return joined([self.search(query_bd[half], k, excluded[half] if excluded else None) for half in halves])

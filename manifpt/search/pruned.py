@@ -23,7 +23,7 @@ from manifpt.search.basis import Axes, Basis, in_float32, torch_of
 from manifpt.search.device import DeviceRows
 from manifpt.search.flat import FlatSearch
 from manifpt.search.screen import GROUP, Coded, code_type, coded, products
-from manifpt.search.vectors import Batch, Found, Vectors, nearest_of_pairs, pairwise
+from manifpt.search.vectors import Batch, Found, Vectors, joined, nearest_of_pairs, pairwise
 
 __all__ = ["PrunedSearch"]
 
@@ -37,6 +37,7 @@ _FEW = 256  # but so many are always fine
 _MOST_PAIRS = 1 << 25  # of a batch: half a GiB; beyond, those with more than their part of it are given up
 _SEED_GROUPS = 4  # for each of the k neighbours, of which
 _SEEDS = 3  # rows are measured first
+_MOST_SEEDS = 1 << 23  # bounds of a batch's best groups, which take some 50 bytes each
 _SINGLE = 8  # queries that are compared with every row by differences, rather than by a flat search
 
 
@@ -128,10 +129,10 @@ class PrunedSearch:
         torch.set_num_threads(self._threads)
         in_float32()
         faiss.omp_set_num_threads(self._threads)
-        starts = range(0, len(query_bd), self._queries)
-        parts = [slice(start, start + self._queries) for start in starts]
+        step = max(1, min(self._queries, _MOST_SEEDS // (_SEED_GROUPS * k * GROUP)))
+        parts = [slice(start, start + step) for start in range(0, len(query_bd), step)]
         done = [self._some(query_bd[part], k, excluded[part] if excluded else None) for part in parts]
-        found = Found(np.concatenate([f.row_bk for f, _ in done]), np.concatenate([f.squared_bk for f, _ in done]))
+        found = joined([found for found, _ in done])
         hard = np.flatnonzero(np.concatenate([is_hard_b for _, is_hard_b in done]))
         if len(hard):
             again = self._everything(query_bd[hard], k, [excluded[b] for b in hard.tolist()] if excluded else None)

@@ -5,7 +5,7 @@ Legend: N reference rows, D dimensions, B queries, P pairs of a query and a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,18 @@ if TYPE_CHECKING:  # torch costs seconds, and small references do without
 
     from manifpt.search.device import DeviceRows
 
-__all__ = ["LARGE", "Batch", "Found", "Rows", "Vectors", "nearer", "nearest_of_pairs", "pairwise", "sum_by_halves"]
+__all__ = [
+    "LARGE",
+    "Batch",
+    "Found",
+    "Rows",
+    "Vectors",
+    "joined",
+    "nearer",
+    "nearest_of_pairs",
+    "pairwise",
+    "sum_by_halves",
+]
 
 Rows = np.ndarray | slice
 
@@ -41,6 +52,11 @@ class Found:
 
     row_bk: np.ndarray
     squared_bk: np.ndarray
+
+
+def joined(parts: Sequence[Found]) -> Found:
+    """Queries in parts, together again."""
+    return Found(np.concatenate([part.row_bk for part in parts]), np.concatenate([part.squared_bk for part in parts]))
 
 
 class Batch:

@@ -26,6 +26,7 @@ from manifpt.attributor.splits import TEST, TRAIN, VALIDATION
 from manifpt.attributor.training import RECIPES, class_weights
 from manifpt.config import ArtifactsConfig
 from manifpt.distributed import run_workers
+from manifpt.learning import autocast
 from manifpt.reader import ArtifactReader
 from manifpt.resources import TrainingShares
 from manifpt.runs import compute_artifacts, sample_config
@@ -73,7 +74,8 @@ def _tensors(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plain(tensors: np.ndarray, label_n: np.ndarray, threads: int) -> float:
-    """What anyone would write: all in memory, shuffled indices, channels_last, the same network and optimiser."""
+    """What anyone would write: all in memory, shuffled indices, channels_last, the same network, optimiser and
+    precision."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -88,7 +90,9 @@ def plain(tensors: np.ndarray, label_n: np.ndarray, threads: int) -> float:
         images = 0
         for start in range(0, len(order) - _BATCH + 1, _BATCH):
             rows = order[start : start + _BATCH]
-            loss = F.cross_entropy(network(artifacts[rows].float()), labels[rows])
+            with autocast("cpu"):
+                logits_bs = network(artifacts[rows].float())
+            loss = F.cross_entropy(logits_bs.float(), labels[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from manifpt.search import Choice, Found, Search, Vectors, choose, choose_search, make_search
 from manifpt.search.approximate import ApproximateSearch
 from manifpt.search.basis import Basis, Mixing, fit_basis, torch_of
+from manifpt.search.device import InHalves
 from manifpt.search.distinct import DistinctSearch, distinct_rows
 from manifpt.search.flat import FlatSearch
 from manifpt.search.pruned import PrunedSearch, _lower
@@ -112,6 +113,7 @@ def test_every_search_finds_the_nearest(
         patch.setattr("manifpt.search.vectors._BLOCK_BYTES", 4 * dim * 80)
         patch.setattr("manifpt.search.pruned._BLOCK_ROWS", block_rows)
         patch.setattr("manifpt.search.pruned.code_type", lambda device: torch.int8 if in_bytes else torch.float32)
+        patch.setattr("manifpt.search.pruned._MOST_SEEDS", 7 * 4 * GROUP)  # batches of few queries
         patch.setattr("manifpt.search.device._PRODUCT_BYTES", 4 * 5 * count)
         patch.setattr("manifpt.search.device._PAIR_BYTES", 8 * dim * 40)
         patch.setattr("manifpt.search.device._ROWS", 100)
@@ -257,6 +259,30 @@ def test_a_reference_too_large_for_the_device_stays_on_the_host(monkeypatch: pyt
     assert not vectors.hold_on("cpu"), "memory that comes free later is another's"
     monkeypatch.setattr("manifpt.search.device.free_bytes", lambda device: 8 * 4 * 200 * 16)
     assert vectors_of(reference_nd).hold_on("cpu")
+
+
+class _Short:
+    """A search with room for a few queries at a time."""
+
+    def __init__(self, inner: Search, room: int) -> None:
+        self._inner, self._room, self.asked = inner, room, list[int]()
+
+    def search(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None) -> Found:
+        self.asked.append(len(query_bd))
+        if len(query_bd) > self._room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return self._inner.search(query_bd, k, excluded)
+
+
+def test_queries_that_a_device_has_no_memory_for_are_searched_in_halves() -> None:
+    rng = np.random.default_rng(4)
+    reference_nd, query_bd = (rng.standard_normal((count, 16)).astype(np.float32) for count in (90, 11))
+    excluded = [np.array([b, 40], np.int64) for b in range(len(query_bd))]
+    short = _Short(FlatSearch(vectors_of(reference_nd)), room=3)
+    check(InHalves(short).search(query_bd, 2, excluded), query_bd, reference_nd, 2, excluded)
+    assert max(length for length in short.asked if length <= 3) == 3 and sum(n for n in short.asked if n <= 3) == 11
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        InHalves(_Short(short, room=0)).search(query_bd, 2)
 
 
 @pytest.mark.parametrize(
