@@ -6,6 +6,7 @@ Legend: H W pixels, D dimensions.
 from __future__ import annotations
 
 import io
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from manifpt.errors import BadImage, ConfigError, StorageError
 from manifpt.fetch import fetch
 from manifpt.log import event
 from manifpt.plan import Plan
+from manifpt.report.drawing import literal
+from manifpt.report.text import plain
 from manifpt.shards import committed_shards, part_path, read_part
 from manifpt.spaces import SpaceSpec
 from manifpt.spaces.pixels import log_spectrum, pixels
@@ -30,6 +33,7 @@ __all__ = ["artifact_picture", "draw_preview", "listed_images", "pixels_of", "sp
 
 _ROWS_A_SOURCE = 3
 _MOST_SOURCES = 8
+_LABEL_LINE, _LABEL_LINES = 18, 3
 _MOST_SHARDS = 64  # sources are often contiguous in a manifest, so several shards are looked at
 
 _X_STAR = {"nearest": "x*, nearest real", "random": "x*, some real"}
@@ -125,7 +129,7 @@ def _png(plan: Plan, examples: list[dict[str, Example]]) -> bytes:
         axis.spines[:].set_visible(False)
     for row, by_space in zip(axes, examples, strict=True):
         source = next(iter(by_space.values()))["source"]
-        row[0].set_ylabel(source[:18], fontsize=9, rotation=0, ha="right", va="center")
+        row[0].set_ylabel(_label(source), fontsize=9, rotation=0, ha="right", va="center")
         for number, spec in enumerate(plan.spaces):
             if spec.name in by_space:
                 _draw(row[3 * number : 3 * number + 3], spec, by_space[spec.name])
@@ -137,6 +141,12 @@ def _png(plan: Plan, examples: list[dict[str, Example]]) -> bytes:
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=100)
     return sink.getvalue()
+
+
+def _label(source: str) -> str:
+    """In up to three lines, so that long names that begin alike can be told apart."""
+    lines = textwrap.wrap(plain(source, _LABEL_LINE * _LABEL_LINES), _LABEL_LINE)
+    return "\n".join(literal(line, _LABEL_LINE) for line in lines)
 
 
 def _draw(cells: Any, spec: SpaceSpec, example: Example) -> None:
