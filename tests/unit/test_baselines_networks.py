@@ -220,6 +220,27 @@ def test_the_best_state_on_validation_is_kept(script: list[tuple[float, float]],
     assert not torch.equal(baseline.states[kept]["head.weight"], baseline.states[4]["head.weight"])
 
 
+@pytest.mark.parametrize(
+    ("script", "images", "kept", "is_again"),
+    [
+        ([0.5, 0.5, 0.25, 0.8], [8, 16], 3, True),  # one source for everything, then not
+        ([0.5, 0.5, 0.25, 0.25], [8, 16], 0, False),  # no better: the rate that is known
+        ([0.75, 0.25], [8, 16], 0, False),  # it has learned something
+    ],
+)
+def test_a_network_that_names_one_source_for_everything_gets_a_second_chance(
+    script: list[float], images: list[int], kept: int, is_again: bool
+) -> None:
+    images_bchw, label_b = two_sources(8, 32, 0)
+    baseline = Scripted(2, (32, 32), levels=8, budget_images=16, batch=8)
+    baseline.script, baseline.states = [(accuracy, -1.0) for accuracy in script], []
+    baseline.fit(images_bchw, label_b, images_bchw, label_b)
+    assert len(baseline.states) == len(script) and [seen for seen, _ in baseline.history] == images
+    for key, value in baseline._network.state_dict().items():
+        assert torch.equal(value, baseline.states[kept][key])
+    assert ("trained again at a tenth of the learning rate" in baseline.notes) == is_again
+
+
 def test_a_rare_source_weighs_as_much_as_a_common_one() -> None:
     """With nothing to learn from the images, the answer is the prior of the loss: equal, not 9 to 1."""
     images_bchw = np.full((40, 3, 32, 32), 100, np.uint8)
