@@ -150,18 +150,19 @@ class LearnedBaseline(ABC):
         self._shape.check_training(images_bchw, label_b, validation_bchw, validation_label_b)
         largest_share = float(np.bincount(validation_label_b).max() / len(validation_label_b))
         with _torch_state(self._seed, self._threads):
-            kept: tuple[float, Classifier, list[tuple[int, float]], int, float] | None = None
+            attempts: list[tuple[float, Classifier, list[tuple[int, float]], int, float]] = []
             for self._slower in (1.0, 0.1):
                 network = self._build().to(self._device).to(memory_format=torch.channels_last)
                 # What predicts: the network itself, or an average of its weights over time.
                 self._network = copy.deepcopy(network) if self.training.smoothing else network
                 self._train(network, images_bchw, label_b, validation_bchw, validation_label_b)
                 reached = max(accuracy for _, accuracy in self.history)
-                if kept is None or reached > kept[0]:
-                    kept = reached, self._network, self.history, self.images_seen, self._slower
+                attempts.append((reached, self._network, self.history, self.images_seen, self._slower))
                 if reached > largest_share:
                     break
-            _, self._network, self.history, self.images_seen, self._slower = kept
+            _, self._network, self.history, self.images_seen, self._slower = max(
+                attempts, key=lambda attempt: attempt[0]
+            )
 
     def _train(
         self,
