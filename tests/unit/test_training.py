@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import threading
@@ -391,15 +390,11 @@ def test_a_loss_is_in_the_history_as_json(tmp_path: Path) -> None:
 
 
 def test_precision_of_training_changes_no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A verdict must be the same on a processor that multiplies bfloat16 and on one that doesn't."""
+    """A verdict must be the same on a GPU, which trains in bfloat16, and on a CPU."""
     torch.manual_seed(0)
     network = make_network("small", (3, 16, 16), 2)
     artifacts, label_n = torch.randn(64, 3, 16, 16).numpy(), np.arange(64) % 2
-    said, losses = [], []
-    for has in (False, True):
-        monkeypatch.setattr("manifpt.learning._has_bfloat16", lambda has=has: has)
-        said.append(next(iter(training.outputs_of(network, from_arrays(artifacts, label_n, 64)(0)))).logits_bs)
-        trainer = Trainer(copy.deepcopy(network), Recipe(learning_rate=0.0), class_weights(label_n, 2), 1)
-        losses.append(trainer.train_epoch(from_arrays(artifacts, label_n, 64)(0), 1)[0])
+    said = [next(iter(training.outputs_of(network, from_arrays(artifacts, label_n, 64)(0)))).logits_bs]
+    monkeypatch.setattr(training, "autocast", lambda device: torch.autocast("cpu", torch.bfloat16))
+    said.append(next(iter(training.outputs_of(network, from_arrays(artifacts, label_n, 64)(0)))).logits_bs)
     np.testing.assert_array_equal(*said)
-    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
