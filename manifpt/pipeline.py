@@ -11,6 +11,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,6 +79,7 @@ def run(
                 _Encode,
                 fn_constructor_kwargs=work | {"threads": shares.encode.threads, "gpu": shares.encode.gpus > 0},
                 **_actors(shares.encode),
+                **({} if shares.encode.gpus else _KEPT_BLOCKS),
             )
         for part in range(plan.reference_shards if shares.project else 0):
             assert shares.project
@@ -217,6 +219,16 @@ _ONE_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 # A shard that kills its worker each time (a decoder's crash, no memory left) must end the job, not repeat forever.
 _TASK_RETRIES: dict[str, Any] = {"max_retries": 5}
 _ACTOR_RETRIES: dict[str, Any] = {"max_restarts": 100, "max_task_retries": 5}
+# On CPUs a network's activations are blocks of tens of megabytes, which glibc takes fresh from the system each time:
+# page faults, a tenth of the time and more. In one arena, as the others keep no large blocks; other libcs ignore it.
+_KEPT_BLOCKS: dict[str, Any] = {
+    "runtime_env": {
+        "env_vars": {
+            "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
+            ":glibc.malloc.arena_max=1"
+        }
+    }
+}
 
 
 def _actors(part: ActorShare) -> dict[str, Any]:
@@ -309,28 +321,26 @@ class _Encode:
     def __init__(self, plan: Plan, s3: dict[str, str], threads: int, gpu: bool) -> None:
         self._s3 = s3
         os.environ.update(s3)
-        self._encoder = stages.Encoder(plan.spaces, threads, "cuda" if gpu else "cpu", plan.rows)
-        self._loaded = _Begun(self._encoder.load)
+        self._work = _Computing(lambda: _encoder(plan, threads, gpu))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return _step(batch, self._s3, self._work)
 
-    def _work(self, shard: stages.Shard) -> stages.Shard:
-        self._loaded.result()
-        return self._encoder(shard)
+
+def _encoder(plan: Plan, threads: int, gpu: bool) -> stages.Encoder:
+    encoder = stages.Encoder(plan.spaces, threads, "cuda" if gpu else "cpu", plan.rows)
+    encoder.load()
+    return encoder
 
 
 class _Project:
     def __init__(self, plan: Plan, s3: dict[str, str], threads: int, part: int, gpu: bool) -> None:
         self._s3 = s3
         os.environ.update(s3)
-        self._projecting = _Begun(lambda: _projecting(plan, threads, part, gpu))
+        self._work = _Computing(lambda: _projecting(plan, threads, part, gpu))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return _step(batch, self._s3, self._work)
-
-    def _work(self, shard: stages.Shard) -> stages.Shard:
-        return self._projecting.result()(shard)
 
 
 def _projecting(plan: Plan, threads: int, part: int, gpu: bool) -> Callable[[stages.Shard], stages.Shard]:
@@ -341,23 +351,21 @@ def _projecting(plan: Plan, threads: int, part: int, gpu: bool) -> Callable[[sta
     return Attributing(plan, threads, "cuda" if gpu else "cpu")
 
 
-class _Begun:
-    """What an actor begins with, while the first shard is decoded elsewhere. An error waits for that shard: in an
-    actor's __init__ it would lose its type."""
+class _Computing:
+    """The one thread of an actor that computes.
 
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self._found: Any = None
-        self._error: Exception | None = None
-        try:
-            self._found = work()
-        except Exception as error:  # told with the first shard
-            self._error = error
+    What the actor needs is made there while the first shard is decoded elsewhere, and an error waits for that shard: in
+    an actor's __init__ it would lose its type. Ray calls from another thread than it constructs in, and OpenMP gives
+    each thread that computes a team of its own: with more of them than cores it lets them sleep between loops.
+    """
 
-    def result(self) -> Any:
-        """What the work returned, or its error."""
-        if self._error is not None:
-            raise self._error
-        return self._found
+    def __init__(self, make: Callable[[], Callable[[stages.Shard], stages.Shard]]) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._made = self._thread.submit(make)
+
+    def __call__(self, shard: stages.Shard) -> stages.Shard:
+        work = self._made.result()
+        return self._thread.submit(work, shard).result()
 
 
 _BRIEF = pa.schema([

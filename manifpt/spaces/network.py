@@ -23,11 +23,11 @@ from manifpt.spaces.weights import load_state
 
 __all__ = ["NetworkSpace", "build_network"]
 
-# Pixels a forward pass. On CPUs the activations of a few images are blocks that the allocator keeps; those of many come
-# from the system each time (ResNet50 at 224 px: 4 images run 1.5 times as fast as 32). A GPU wants to be filled.
+# Pixels a forward pass. On CPUs 16 images (ResNet50 at 224 px) run a tenth faster than 4 where the allocator keeps
+# their activations (see `manifpt.pipeline`), and no slower elsewhere; 32 cost page faults there. GPUs want many.
 # Fixed for a device, and filled up with zeros where images are fewer: rounding differs between batch sizes, and an
 # image's features must not depend on what it came with.
-_BATCH_PIXELS = {"cpu": 4 * 224 * 224, "cuda": 256 * 224 * 224}
+_BATCH_PIXELS = {"cpu": 16 * 224 * 224, "cuda": 256 * 224 * 224}
 _MOST_IMAGES = {"cpu": 128, "cuda": 1_024}
 
 # Compiling takes 5 to 20 s and a C++ compiler, and makes ResNet50 1.2 times, EfficientNet-Lite0 2.2 times as fast.
