@@ -78,7 +78,7 @@ def _calibration(test: Outputs, temperature: float, seed: int) -> dict[str, Any]
     before, after = (reliability(probabilities(test.logits_bs, t), test.label_b) for t in (1.0, temperature))
     return {
         "temperature": temperature,
-        "method": "temperature scaling, fitted on the validation images, every label counting the same",
+        "method": "temperature scaling, fitted on the validation images",
         "calibration_error": after.error,
         "calibration_error_uncalibrated": before.error,
         "calibration_error_by_chance": calibration_error_by_chance(probabilities(test.logits_bs, temperature), seed),

@@ -94,6 +94,27 @@ class Classifier(nn.Module):
         return self.head(self.body(inputs_bchw))
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A trained network, and how it came to be.
+
+    Attributes:
+        network: in its best state.
+        slower: what the learning rate was multiplied by.
+        history, images_seen: as of `LearnedBaseline`.
+    """
+
+    network: Classifier
+    slower: float
+    history: list[tuple[int, float]]
+    images_seen: int
+
+    @property
+    def reached(self) -> float:
+        """The best accuracy on validation."""
+        return max(accuracy for _, accuracy in self.history)
+
+
 class LearnedBaseline(ABC):
     """A network, trained and asked.
 
@@ -150,36 +171,34 @@ class LearnedBaseline(ABC):
         self._shape.check_training(images_bchw, label_b, validation_bchw, validation_label_b)
         largest_share = float(np.bincount(validation_label_b).max() / len(validation_label_b))
         with _torch_state(self._seed, self._threads):
-            attempts: list[tuple[float, Classifier, list[tuple[int, float]], int, float]] = []
-            for self._slower in (1.0, 0.1):
-                network = self._build().to(self._device).to(memory_format=torch.channels_last)
-                # What predicts: the network itself, or an average of its weights over time.
-                self._network = copy.deepcopy(network) if self.training.smoothing else network
-                self._train(network, images_bchw, label_b, validation_bchw, validation_label_b)
-                reached = max(accuracy for _, accuracy in self.history)
-                attempts.append((reached, self._network, self.history, self.images_seen, self._slower))
-                if reached > largest_share:
+            attempts: list[_Attempt] = []
+            for slower in (1.0, 0.1):
+                attempts.append(self._trained(slower, images_bchw, label_b, validation_bchw, validation_label_b))
+                if attempts[-1].reached > largest_share:
                     break
-            _, self._network, self.history, self.images_seen, self._slower = max(
-                attempts, key=lambda attempt: attempt[0]
-            )
+        best = max(attempts, key=lambda attempt: attempt.reached)
+        self._network, self._slower = best.network, best.slower
+        self.history, self.images_seen = best.history, best.images_seen
 
-    def _train(
+    def _trained(
         self,
-        network: Classifier,
+        slower: float,
         images_bchw: np.ndarray,
         label_b: np.ndarray,
         validation_bchw: np.ndarray,
         validation_label_b: np.ndarray,
-    ) -> None:
-        assert self._network is not None
+    ) -> _Attempt:
+        network = self._build().to(self._device).to(memory_format=torch.channels_last)
+        # What predicts: the network itself, or an average of its weights over time.
+        predicting = copy.deepcopy(network) if self.training.smoothing else network
         training, rng = self.training, np.random.default_rng(self._seed)
-        optimizer = training.make_optimizer(network, self._slower)
+        optimizer = training.make_optimizer(network, slower)
         weight_s = class_weights(label_b, self._shape.sources).to(self._device)
         steps = training.budget_images // training.batch
         interval = -(-max(len(images_bchw), min(_EVALUATED_EVERY, training.budget_images // 10)) // training.batch)
         best, best_state, reached, waited, drops = (-1.0, 0.0), {}, -1.0, 0, 0
-        self.history = []
+        history: list[tuple[int, float]] = []
+        images_seen = 0
         for step, row_b in zip(range(1, steps + 1), _batches(len(images_bchw), training.batch, rng), strict=False):
             network.train()
             inputs_bchw = self._moved(self._augmented(images_bchw[row_b], rng))
@@ -188,31 +207,33 @@ class LearnedBaseline(ABC):
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            self.images_seen = step * training.batch
+            images_seen = step * training.batch
             if training.smoothing:
-                _average(self._network, network, min(training.smoothing, step / (step + 10)))
+                _average(predicting, network, min(training.smoothing, step / (step + 10)))
             if step % interval and step < steps:
                 continue
-            found = self._evaluate(validation_bchw, validation_label_b, weight_s)
-            self.history.append((self.images_seen, found[0]))
+            found = self._evaluate(predicting, validation_bchw, validation_label_b, weight_s)
+            history.append((images_seen, found[0]))
             if found[0] >= reached + training.least_gain * (2 if drops else 1):
                 reached, waited = found[0], 0
             else:
                 waited += 1
             if found > best:
-                best, best_state = found, copy.deepcopy(self._network.state_dict())
+                best, best_state = found, copy.deepcopy(predicting.state_dict())
             if waited >= training.patience:
                 if drops == training.drops:
                     break
                 drops, waited = drops + 1, 0
                 for group in optimizer.param_groups:
                     group["lr"] /= 10
-        self._network.load_state_dict(best_state)
+        predicting.load_state_dict(best_state)
+        return _Attempt(predicting, slower, history, images_seen)
 
-    def _evaluate(self, images_bchw: np.ndarray, label_b: np.ndarray, weight_s: torch.Tensor) -> tuple[float, float]:
+    def _evaluate(
+        self, network: Classifier, images_bchw: np.ndarray, label_b: np.ndarray, weight_s: torch.Tensor
+    ) -> tuple[float, float]:
         """Accuracy and minus the loss on the validation images."""
-        assert self._network is not None
-        logits = torch.cat(list(self._run(images_bchw, self._network)))
+        logits = torch.cat(list(self._run(images_bchw, network)))
         loss = F.cross_entropy(logits, torch.from_numpy(label_b), weight_s.cpu())
         return float((logits.argmax(1).numpy() == label_b).mean()), -float(loss)
 

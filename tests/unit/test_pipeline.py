@@ -1,0 +1,67 @@
+"""What surrounds the stages of the Ray Data graph; the graph itself runs in tests/integration."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from manifpt.errors import ConfigError
+from manifpt.pipeline import _KEPT_BLOCKS, _Computing
+from manifpt.stages import Shard
+
+# Blocks of 64 MB, taken and given back in a thread, as a network's activations are; prints page faults a block.
+_BLOCKS = """
+import resource, threading
+import numpy as np
+
+def work():
+    for number in range(22):
+        if number == 2:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        np.ones(1 << 24, np.float32)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+def test_an_actor_computes_in_the_thread_in_which_it_was_made() -> None:
+    made: list[int] = []
+
+    def make() -> Callable[[Shard], Shard]:
+        made.append(threading.get_ident())
+        return lambda shard: shard | {"thread": threading.get_ident()}
+
+    computing = _Computing(make)
+    threads = {computing({})["thread"] for _ in range(3)}
+    assert threads == set(made) != {threading.get_ident()}
+
+
+def test_what_an_actor_lacks_is_told_with_every_shard() -> None:
+    def make() -> Callable[[Shard], Shard]:
+        raise ConfigError("The reference was built again.")
+
+    computing = _Computing(make)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="built again"):
+            computing({})
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc, with another allocator")
+def test_blocks_of_activations_are_kept() -> None:
+    def faults(env: dict[str, str]) -> float:
+        done = subprocess.run(
+            [sys.executable, "-c", _BLOCKS], env={**os.environ, **env}, capture_output=True, text=True, check=True
+        )
+        return float(done.stdout)
+
+    assert faults(_KEPT_BLOCKS["runtime_env"]["env_vars"]) < 100
+    assert faults({"GLIBC_TUNABLES": ""}) > 1_000, "the allocator keeps blocks by itself: then this can go"
