@@ -220,8 +220,8 @@ _ONE_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 _TASK_RETRIES: dict[str, Any] = {"max_retries": 5}
 _ACTOR_RETRIES: dict[str, Any] = {"max_restarts": 100, "max_task_retries": 5}
 # On CPUs a network's activations are blocks of tens of megabytes. glibc takes them fresh from the system each time, a
-# page fault for each 4 KiB; kept, they are as fast or slow as their pages happen to lie (ResNet50: 23 or 27 s a shard of
-# 512), but for huge pages. In one arena, as the others keep no large blocks. Other libcs ignore it.
+# page fault for each 4 KiB; kept, they are as fast or slow as their pages happen to lie (ResNet50: 23 or 27 s for 512
+# images), but for huge pages. In one arena, as the others keep no large blocks. Other libcs ignore it.
 _KEPT_BLOCKS: dict[str, Any] = {
     "runtime_env": {
         "env_vars": {

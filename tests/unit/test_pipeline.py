@@ -17,14 +17,19 @@ from manifpt.stages import Shard
 
 # Blocks of 64 MB, taken and given back in a thread, as a network's activations are; prints page faults a block.
 _BLOCKS = """
-import resource, threading
-import numpy as np
+import ctypes, resource, threading
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 
 def work():
     for number in range(22):
         if number == 2:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        np.ones(1 << 24, np.float32)
+        block = libc.malloc(1 << 26)
+        libc.memset(block, 1, 1 << 26)
+        libc.free(block)
     print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
 
 thread = threading.Thread(target=work)
