@@ -22,6 +22,10 @@ __all__ = ["NODE_TO_COME_CPUS", "cluster", "connect", "environment", "on_one_nod
 
 NODE_TO_COME_CPUS = 4.0  # of a node that an autoscaler has yet to bring
 
+# Of a Ray that starts here, in ms. Its own second is less than a shard takes to embed on CPUs, so that each shard would
+# pay for new processes to decode and commit it: 4 CPU seconds of imports, of the 27 s of ResNet50 on two cores 2.
+_IDLE_WORKERS_LIVE = ("RAY_idle_worker_killing_time_threshold_ms", "600000")
+
 
 def connect() -> None:
     """Joins the cluster of `RAY_ADDRESS` or of this machine, or starts one here that ends with this process.
@@ -31,6 +35,7 @@ def connect() -> None:
     """
     if not ray.is_initialized():
         address = _address()
+        os.environ.setdefault(*_IDLE_WORKERS_LIVE)
         with _held_stderr(), _kept_sigterm():
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
 

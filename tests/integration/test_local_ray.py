@@ -1,0 +1,40 @@
+"""The Ray that a job starts for itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from tests.helpers.cluster import ROOT
+
+# More workers than two cores keep, idle for longer than Ray lets them be; prints who worked before and after.
+_TWO_ROUNDS = """
+import json, os, time
+import ray
+from manifpt import cluster
+
+cluster.connect()
+
+@ray.remote(num_cpus=0)
+def work():
+    time.sleep(2)
+    return os.getpid()
+
+def workers():
+    return sorted(set(ray.get([work.remote() for _ in range(8)])))
+
+before = workers()
+time.sleep(6)
+print(json.dumps([before, workers()]))
+"""
+
+
+def test_idle_workers_live_on_between_shards() -> None:
+    env = {**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", _TWO_ROUNDS], capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    before, after = json.loads(done.stdout.splitlines()[-1])
+    assert len(before) > 4
+    assert set(after) <= set(before), "new processes had to start"
