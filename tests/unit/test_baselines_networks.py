@@ -196,9 +196,8 @@ def test_training_ends_when_validation_stops_to_gain() -> None:
 class Scripted(Nataraj19):
     """Finds the accuracies that it is told, and remembers the weights that it had."""
 
-    def _evaluate(self, *unused: object) -> tuple[float, float]:
-        assert self._network is not None
-        self.states.append({key: value.clone() for key, value in self._network.state_dict().items()})
+    def _evaluate(self, network: torch.nn.Module, *unused: object) -> tuple[float, float]:
+        self.states.append({key: value.clone() for key, value in network.state_dict().items()})
         return self.script[len(self.states) - 1]
 
 
