@@ -219,9 +219,9 @@ _ONE_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 # A shard that kills its worker each time (a decoder's crash, no memory left) must end the job, not repeat forever.
 _TASK_RETRIES: dict[str, Any] = {"max_retries": 5}
 _ACTOR_RETRIES: dict[str, Any] = {"max_restarts": 100, "max_task_retries": 5}
-# On CPUs a network's activations are blocks of tens of megabytes. glibc takes them fresh from the system each time, a
-# page fault for each 4 KiB; kept, they are as fast or slow as their pages happen to lie (ResNet50: 23 or 27 s for 512
-# images), but for huge pages. In one arena, as the others keep no large blocks. Other libcs ignore it.
+# On CPUs a network's activations are blocks of tens of megabytes, which glibc takes fresh from the system each time, a
+# page fault for each 4 KiB. Kept, and in huge pages, ResNet50 runs a tenth faster. In one arena, as the others keep no
+# large blocks. Other libcs ignore it.
 _KEPT_BLOCKS: dict[str, Any] = {
     "runtime_env": {
         "env_vars": {
