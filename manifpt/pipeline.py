@@ -31,7 +31,7 @@ from manifpt.packing import cell, pack, unpack
 from manifpt.plan import Plan
 from manifpt.projecting import Projecting
 from manifpt.reader import ArtifactReader
-from manifpt.resources import ActorShare, Shares, share
+from manifpt.resources import KEPT_BLOCKS, ActorShare, Shares, share
 from manifpt.shards import tally
 
 __all__ = ["artifact_rows", "run", "run_tasks", "view_rows"]
@@ -79,7 +79,7 @@ def run(
                 _Encode,
                 fn_constructor_kwargs=work | {"threads": shares.encode.threads, "gpu": shares.encode.gpus > 0},
                 **_actors(shares.encode),
-                **({} if shares.encode.gpus else _KEPT_BLOCKS),
+                runtime_env=None if shares.encode.gpus else {"env_vars": KEPT_BLOCKS},
             )
         for part in range(plan.reference_shards if shares.project else 0):
             assert shares.project
@@ -219,17 +219,6 @@ _ONE_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 # A shard that kills its worker each time (a decoder's crash, no memory left) must end the job, not repeat forever.
 _TASK_RETRIES: dict[str, Any] = {"max_retries": 5}
 _ACTOR_RETRIES: dict[str, Any] = {"max_restarts": 100, "max_task_retries": 5}
-# On CPUs a network's activations are blocks of tens of megabytes, which glibc takes fresh from the system each time, a
-# page fault for each 4 KiB. Kept, and in huge pages, ResNet50 runs a tenth faster. In one arena, as the others keep no
-# large blocks. Other libcs ignore it.
-_KEPT_BLOCKS: dict[str, Any] = {
-    "runtime_env": {
-        "env_vars": {
-            "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
-            ":glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"
-        }
-    }
-}
 
 
 def _actors(part: ActorShare) -> dict[str, Any]:

@@ -24,13 +24,13 @@ from manifpt.spaces.weights import load_state
 __all__ = ["NetworkSpace", "build_network"]
 
 # Pixels a forward pass. On CPUs 16 images (ResNet50 at 224 px) run a tenth faster than 4 where the allocator keeps
-# their activations (see `manifpt.pipeline`), and no slower elsewhere; 32 cost page faults there. GPUs want many.
+# their activations (`resources.KEPT_BLOCKS`), and no slower elsewhere; 32 cost page faults there. GPUs want many.
 # Fixed for a device, and filled up with zeros where images are fewer: rounding differs between batch sizes, and an
 # image's features must not depend on what it came with.
 _BATCH_PIXELS = {"cpu": 16 * 224 * 224, "cuda": 256 * 224 * 224}
 _MOST_IMAGES = {"cpu": 128, "cuda": 1_024}
 
-# Compiling takes 5 to 20 s and a C++ compiler, and makes ResNet50 1.2 times, EfficientNet-Lite0 2.2 times as fast.
+# Compiling takes 5 to 20 s and a C++ compiler, and makes ResNet50 1.1 times, EfficientNet-Lite0 2.2 times as fast.
 _COMPILED_FROM = 10_000  # images of a plan: it must not hang on how many of them are left after a restart
 
 

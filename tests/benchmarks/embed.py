@@ -20,13 +20,13 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import resnet50
 
+from manifpt.resources import KEPT_BLOCKS
 from manifpt.spaces import SpaceSpec, make_space
 from manifpt.spaces.weights import resolve_weights
 from tests.benchmarks.measure import median, paired
 
 __all__ = ["random_resnet50", "run"]
 
-KEPT = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
 _IMAGES = {"cpu": 64, "cuda": 2_048}
 _EAGER_BATCH = {"cpu": 32, "cuda": 256}
 _MANY = 1_000_000  # a job of so many is compiled
@@ -43,7 +43,7 @@ def random_resnet50(path: Path) -> SpaceSpec:
 def run(rounds: int, threads: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Both processes; the second one's ratios end in `_kept`."""
     found = {}
-    for name, tunables in (("", {}), ("_kept", {"GLIBC_TUNABLES": KEPT})):
+    for name, tunables in (("", {}), ("_kept", KEPT_BLOCKS)):
         command = [sys.executable, "-m", "tests.benchmarks.embed", str(rounds), str(threads), str(folder)]
         done = subprocess.run(command, env={**os.environ, **tunables}, stdout=subprocess.PIPE, text=True, check=True)
         *lines, last = done.stdout.splitlines()

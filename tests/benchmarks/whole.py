@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -26,8 +27,9 @@ from manifpt.config import ArtifactsConfig
 from manifpt.plan import Plan
 from manifpt.planning import plan_artifacts
 from manifpt.projecting import Projecting
+from manifpt.resources import KEPT_BLOCKS
 from tests.benchmarks.data import SHARED, files
-from tests.benchmarks.embed import KEPT, random_resnet50
+from tests.benchmarks.embed import random_resnet50
 from tests.benchmarks.measure import median, paired
 from tests.helpers.cluster import ROOT, job, must
 from tests.helpers.images import repeated, sample_files, write_files
@@ -168,15 +170,11 @@ def long_job(inputs: Inputs, space: str, images: int) -> dict[str, float]:
 
 def alone(inputs: Inputs, space: str, images: int, threads: int, job_images: int) -> dict[str, float]:
     """`ceilings`, in a process of its own."""
-    before = os.environ.get("GLIBC_TUNABLES")
-    os.environ["GLIBC_TUNABLES"] = KEPT  # read when a process starts
-    try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            return process.submit(ceilings, inputs, space, images, threads, job_images).result()
-    finally:
-        del os.environ["GLIBC_TUNABLES"]
-        if before is not None:
-            os.environ["GLIBC_TUNABLES"] = before
+    with (
+        mock.patch.dict(os.environ, KEPT_BLOCKS),  # read when a process starts
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process,
+    ):
+        return process.submit(ceilings, inputs, space, images, threads, job_images).result()
 
 
 def ceilings(inputs: Inputs, space: str, images: int, threads: int, job_images: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ import sys
 from tests.helpers.cluster import ROOT
 
 # More workers than two cores keep, idle for longer than Ray lets them be; prints who worked, and who is still there.
-_TWO_ROUNDS = """
+_WORKED_AND_LEFT = """
 import json, os, time
 import ray
 from manifpt import cluster
@@ -37,7 +37,9 @@ print(json.dumps([found, [pid for pid in found if is_there(pid)]]))
 
 def test_idle_workers_live_on_between_shards() -> None:
     env = {**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", _TWO_ROUNDS], capture_output=True, text=True, env=env, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", _WORKED_AND_LEFT], capture_output=True, text=True, env=env, timeout=120
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     worked, left = json.loads(done.stdout.splitlines()[-1])
     assert len(worked) > 4

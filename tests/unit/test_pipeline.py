@@ -12,7 +12,8 @@ from collections.abc import Callable
 import pytest
 
 from manifpt.errors import ConfigError
-from manifpt.pipeline import _KEPT_BLOCKS, _Computing
+from manifpt.pipeline import _Computing
+from manifpt.resources import KEPT_BLOCKS
 from manifpt.stages import Shard
 
 # Blocks of 64 MB, taken and given back in a thread, as a network's activations are; prints page faults a block.
@@ -63,6 +64,6 @@ def test_what_an_actor_lacks_is_told_with_every_shard() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc, with another allocator")
 def test_blocks_of_activations_are_kept() -> None:
     """Without, 16,384 pages of each are taken anew, where the system doesn't give huge pages unasked."""
-    env = {**os.environ, **_KEPT_BLOCKS["runtime_env"]["env_vars"]}
+    env = {**os.environ, **KEPT_BLOCKS}
     done = subprocess.run([sys.executable, "-c", _BLOCKS], env=env, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 100
