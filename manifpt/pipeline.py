@@ -177,10 +177,26 @@ def _reader(run: str, space: str) -> ArtifactReader:
 
 
 def run_tasks(
-    work: Callable[..., Any], items: Sequence[tuple[Any, ...]], cpus: float, gpus: float = 0
+    work: Callable[..., Any],
+    items: Sequence[tuple[Any, ...]],
+    cpus: float,
+    gpus: float = 0,
+    env_vars: Mapping[str, str] | None = None,
 ) -> Iterator[Any]:
-    """Calls a function for each item, in tasks, and yields what they return as each ends."""
-    task = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus, max_retries=_TASK_RETRIES["max_retries"])
+    """Calls a function for each item, in tasks, and yields what they return as each ends.
+
+    Args:
+        work: called with the parts of an item; returns what pickles.
+        items: one a task.
+        cpus, gpus: of a task.
+        env_vars: of the tasks' processes.
+    """
+    task = ray.remote(_task).options(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        max_retries=_TASK_RETRIES["max_retries"],
+        runtime_env={"env_vars": dict(env_vars)} if env_vars else None,
+    )
     waiting = [task.remote(work, item, environment()) for item in items]
     while waiting:
         ready, waiting = ray.wait(waiting)

@@ -9,6 +9,7 @@ from typing import Any
 
 from manifpt import cluster, pipeline
 from manifpt.log import event
+from manifpt.resources import KEPT_BLOCKS
 
 __all__ = ["run_works"]
 
@@ -31,7 +32,9 @@ def run_works(
     device = "cuda" if gpus else "cpu"
     items = [(replace(work, device=device),) for work in works]
     begin = time.monotonic()
-    results = pipeline.run_tasks(task, items, cpus=1.0 if cpus >= 1 else cpus, gpus=1.0 if gpus else 0.0)
+    results = pipeline.run_tasks(
+        task, items, cpus=1.0 if cpus >= 1 else cpus, gpus=1.0 if gpus else 0.0, env_vars=None if gpus else KEPT_BLOCKS
+    )
     for done, found in enumerate(results, start=1):
         rate = (time.monotonic() - begin) / done
         event(f"{stage}_done", **told(found), done=f"{done}/{len(items)}", eta_s=round(rate * (len(items) - done)))
