@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,6 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from manifpt import stages
 from manifpt.artifacts import to_numpy
-from manifpt.attributor.examples import Part
 from manifpt.cluster import NODE_TO_COME_CPUS, environment
 from manifpt.errors import ConfigError, NodesLost, StorageError, WorkerError, told_as
 from manifpt.log import event
@@ -33,6 +32,9 @@ from manifpt.projecting import Projecting
 from manifpt.reader import ArtifactReader
 from manifpt.resources import KEPT_BLOCKS, ActorShare, Shares, share
 from manifpt.shards import tally
+
+if TYPE_CHECKING:  # every process of a job imports this module, and SciPy comes with that one
+    from manifpt.attributor.examples import Part
 
 __all__ = ["artifact_rows", "run", "run_tasks", "view_rows"]
 

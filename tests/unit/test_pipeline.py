@@ -67,3 +67,11 @@ def test_blocks_of_activations_are_kept() -> None:
     env = {**os.environ, **KEPT_BLOCKS}
     done = subprocess.run([sys.executable, "-c", _BLOCKS], env=env, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 100
+
+
+def test_a_process_of_a_job_imports_only_what_its_stage_needs() -> None:
+    """Each that decodes or commits pays for what this module imports; SciPy alone would be a third of a second."""
+    heavy = "[name for name in ('faiss', 'scipy', 'sklearn', 'torch', 'tyro') if name in sys.modules]"
+    command = [sys.executable, "-c", f"import sys, manifpt.pipeline; print({heavy})"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
