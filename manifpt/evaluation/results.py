@@ -6,7 +6,7 @@ Legend: N images, S labels.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from manifpt.evaluation.tables import Comparison, Row
 from manifpt.evaluation.tasks import Work, outputs_uri
 from manifpt.metrics.attribution import confusion, paired_bootstrap, precision_recall
 
-__all__ = ["Fitted", "comparisons", "fusions", "of_baseline", "of_candidate", "per_source"]
+__all__ = ["Fitted", "comparisons", "fusions", "merged_notes", "of_baseline", "of_candidate", "per_source"]
 
 _FUSIONS = {
     "fusion without artifacts": ("control",),
@@ -63,10 +63,25 @@ def of_candidate(candidate: Candidate, works: Sequence[Work]) -> Fitted:
 
 def of_baseline(name: str, works: Sequence[Work]) -> Fitted:
     """A baseline, at all seeds."""
-    notes = tuple(dict.fromkeys(note for work in works for note in (work.done("fit") or {}).get("notes", ())))
+    notes = merged_notes({work.seed: (work.done("fit") or {}).get("notes", ()) for work in works})
     paper, method = _PAPER_BASELINES.get(name, name.capitalize()), _NAMES.get(name, name.capitalize())
     row = _row(works, kind="baseline", method=method, space="pixels", chosen="", paper=paper, notes=notes)
     return Fitted(row, tuple(work.folder for work in works))
+
+
+def merged_notes(notes_of_seed: Mapping[int, Sequence[str]]) -> tuple[str, ...]:
+    """Each note once; with its seeds, where it isn't true of all."""
+    seeds_of: dict[str, list[int]] = {}
+    for seed, notes in notes_of_seed.items():
+        for note in dict.fromkeys(notes):
+            seeds_of.setdefault(note, []).append(seed)
+
+    def told(note: str, seeds: list[int]) -> str:
+        if len(seeds) == len(notes_of_seed):
+            return note
+        return f"{note} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
+
+    return tuple(told(note, seeds) for note, seeds in seeds_of.items())
 
 
 def _row(works: Sequence[Work], **fields: Any) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from manifpt import cluster, pipeline
 from manifpt.attributor.choice import Choice
 from manifpt.attributor.examples import Examples, select_examples
 from manifpt.attributor.outputs import read_outputs
@@ -28,11 +27,13 @@ from manifpt.evaluation import evaluate as evaluate_module
 from manifpt.evaluation.evaluate import evaluate_attributor
 from manifpt.evaluation.fusion import fit_weights, fused
 from manifpt.evaluation.methods import candidates_of
+from manifpt.evaluation.results import merged_notes
 from manifpt.evaluation.tables import Comparison, Row, table_json, table_markdown
 from manifpt.evaluation.tasks import Work, fit_attributor, outputs_uri
 from manifpt.evaluation.tasks import test_attributor as read_test_images
 from manifpt.metrics.frechet import fd_ratio, fd_ratio_or_none
 from tests.helpers.runs import artifacts_of, make_run, rows_of
+from tests.helpers.tasks import tasks_here
 
 SOURCES = {"gan": 40, "vae": 36, "real": 36}
 
@@ -103,6 +104,11 @@ FUSED = Row(kind="fusion", method="fusion", space="several", chosen="2 methods",
 AUDIT = {"separable": {"gan": True, "vae": False}, "why": {"gan": "format"}, "accuracy": 0.6, "chance": 0.5,
          "equalized": False}  # fmt: skip
 FACTS = {"images": 1234, "labels": ["gan", "vae"], "seeds": 2, "train": 700, "validation": 200, "test": 334}
+
+
+def test_a_note_names_the_seeds_of_which_alone_it_is_true() -> None:
+    found = merged_notes({0: ["from scratch", "linear"], 1: ["from scratch", "rbf"], 2: ["from scratch", "linear"]})
+    assert found == ("from scratch", "linear (seeds 0, 2)", "rbf (seed 1)")
 
 
 def test_the_table_for_programs() -> None:
@@ -282,16 +288,7 @@ def test_a_ratio_that_is_none_is_null() -> None:
 
 @pytest.fixture
 def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    def run_tasks(
-        work: Callable[..., Any], items: Sequence[tuple[Any, ...]], cpus: float, gpus: float
-    ) -> Iterator[Any]:
-        ran.extend(items)
-        return (work(*item) for item in items)
-
-    ran: list[Any] = []
-    monkeypatch.setattr(cluster, "connect", lambda: None)
-    monkeypatch.setattr(cluster, "cluster", lambda: (2.0, 0.0, 1))
-    monkeypatch.setattr(pipeline, "run_tasks", run_tasks)
+    ran = tasks_here(monkeypatch)
     monkeypatch.setattr(evaluate_module, "audit_codecs", lambda examples, equalized: AUDIT)
 
     def run(*runs: Path, **changes: Any) -> dict[str, Any]:

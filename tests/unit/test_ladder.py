@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from manifpt import cluster, pipeline
 from manifpt.alterations import LADDER, NONE
 from manifpt.attributor.bundle import Attributor, save_bundle
 from manifpt.attributor.choice import Choice
@@ -34,6 +33,7 @@ from manifpt.spaces import SpaceSpec
 from manifpt.stages import Encoder, commit_codes, decode_rows
 from tests.helpers.images import encoded, picture
 from tests.helpers.runs import openset_of
+from tests.helpers.tasks import tasks_here
 from tests.unit.test_stages import planned, put, run, travelled
 
 RGB = SpaceSpec(name="rgb", kind="rgb", height_px=32, width_px=32)
@@ -86,25 +86,14 @@ def attributor(plain: str, folder: Path, seed: int = 0, **changes: Any) -> str:
 @pytest.fixture
 def climbed(plain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """A ladder without Ray, with the steps of every task that it ran."""
-    ran: list[Any] = []
-
-    def run_tasks(
-        work: Callable[..., Any], items: Sequence[tuple[Any, ...]], cpus: float, gpus: float
-    ) -> Iterator[Any]:
-        for item in items:
-            ran.append(item[0])
-            yield work(*item)
-
-    monkeypatch.setattr(cluster, "connect", lambda: None)
-    monkeypatch.setattr(cluster, "cluster", lambda: (2.0, 0.0, 1))
-    monkeypatch.setattr(pipeline, "run_tasks", run_tasks)
+    ran = tasks_here(monkeypatch)
 
     def measure(*bundles: str, runs: tuple[str, ...] = (plain,)) -> dict[str, Any]:
         ran.clear()
         found = measure_ladder(
             EvaluateConfig(artifacts=runs, attributor=bundles, output=str(tmp_path / "out"), ladder=True)
         )
-        return found | {"ran": [(rung.plan.alter, len(rung.climbers)) for rung in ran]}
+        return found | {"ran": [(rung.plan.alter, len(rung.climbers)) for (rung,) in ran]}
 
     return measure
 

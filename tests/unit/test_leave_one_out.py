@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from manifpt import cluster, pipeline
 from manifpt.attributor.choice import Choice
 from manifpt.attributor.examples import Examples, select_examples
 from manifpt.attributor.outputs import read_outputs
@@ -22,6 +20,7 @@ from manifpt.estimates import Estimate
 from manifpt.evaluation.leave_one_out import measure_leave_one_out
 from manifpt.evaluation.unseen import hold_out
 from tests.helpers.runs import SHAPE, artifacts_of, make_run, rows_of
+from tests.helpers.tasks import tasks_here
 
 SOURCES = {"gan": 170, "noise": 40, "real": 170, "vae": 170}  # with few on validation there is no threshold
 CHEAP: dict[str, Any] = {"networks": ("head",), "epochs": 8, "seeds": 1}
@@ -48,19 +47,7 @@ def examples(run: str) -> Examples:
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Tasks that ran, without Ray."""
-    found: list[Any] = []
-
-    def run_tasks(
-        work: Callable[..., Any], items: Sequence[tuple[Any, ...]], cpus: float, gpus: float
-    ) -> Iterator[Any]:
-        for item in items:
-            found.append(item)
-            yield work(*item)
-
-    monkeypatch.setattr(cluster, "connect", lambda: None)
-    monkeypatch.setattr(cluster, "cluster", lambda: (2.0, 0.0, 1))
-    monkeypatch.setattr(pipeline, "run_tasks", run_tasks)
-    return found
+    return tasks_here(monkeypatch)
 
 
 @pytest.mark.parametrize("label", ["gan", "noise", "vae"])
