@@ -12,8 +12,8 @@ __all__ = ["KEPT_BLOCKS", "ActorShare", "Shares", "TrainingShares", "memory_byte
 
 # Environment of a process that embeds or trains on CPUs. A network's activations are blocks of tens of megabytes, which
 # glibc takes fresh from the system each time, a page fault for each 4 KiB. Kept, and in huge pages, ResNet50 embeds and
-# the released small network trains a twentieth faster. In one arena, as the others keep no large blocks. Other libcs ignore
-# it.
+# the released small network trains a twentieth faster. In one arena, as the others keep no large blocks. Other libcs
+# ignore it.
 KEPT_BLOCKS = {
     "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
     ":glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"

@@ -31,8 +31,8 @@ def run(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
 
     The time of one more image comes from differences between sizes, in which the start of the actors cancels out:
     `growth_time_an_image` is that from 16k to 64k over that from 4k to 16k, and `growth_time_an_image_later` that from
-    64k to 256k over that from 16k to 64k. The first is too high: a job decodes its first shards while the actors start,
-    and that is a larger share of a small one.
+    64k to 256k over that from 16k to 64k. The first says little: below 16k the seconds in which processes start, and
+    the shards that are decoded meanwhile, outweigh what an image costs.
     """
     write_files(files(16_000), folder / "images")
     must(job("index_images", "--input", folder / "images", "--output", folder / "few.parquet"))
