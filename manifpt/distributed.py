@@ -26,7 +26,7 @@ from torch import nn
 
 from manifpt.cluster import environment
 from manifpt.errors import ConfigError, WorkerError
-from manifpt.resources import KEPT_BLOCKS, TrainingShares, memory_bytes
+from manifpt.resources import TrainingShares, memory_bytes, network_env
 from manifpt.storage import join, store_of
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def run_workers(
             storage_path=output,
             failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            worker_runtime_env=None if shares.gpu else {"env_vars": KEPT_BLOCKS},
+            worker_runtime_env=network_env(shares.gpu),
         ),
         datasets={"train": train} if train is not None else None,
         dataset_config=DataConfig(datasets_to_split=["train"]),

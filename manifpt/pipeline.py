@@ -30,7 +30,7 @@ from manifpt.packing import cell, pack, unpack
 from manifpt.plan import Plan
 from manifpt.projecting import Projecting
 from manifpt.reader import ArtifactReader
-from manifpt.resources import KEPT_BLOCKS, ActorShare, Shares, share
+from manifpt.resources import ActorShare, Shares, network_env, share
 from manifpt.shards import tally
 
 if TYPE_CHECKING:  # every process of a job imports this module, and SciPy comes with that one
@@ -81,7 +81,7 @@ def run(
                 _Encode,
                 fn_constructor_kwargs=work | {"threads": shares.encode.threads, "gpu": shares.encode.gpus > 0},
                 **_actors(shares.encode),
-                runtime_env=None if shares.encode.gpus else {"env_vars": KEPT_BLOCKS},
+                runtime_env=network_env(shares.encode.gpus),
             )
         for part in range(plan.reference_shards if shares.project else 0):
             assert shares.project
@@ -183,7 +183,7 @@ def run_tasks(
     items: Sequence[tuple[Any, ...]],
     cpus: float,
     gpus: float = 0,
-    env_vars: Mapping[str, str] | None = None,
+    runtime_env: dict[str, Any] | None = None,
 ) -> Iterator[Any]:
     """Calls a function for each item, in tasks, and yields what they return as each ends.
 
@@ -191,13 +191,13 @@ def run_tasks(
         work: called with the parts of an item; returns what pickles.
         items: one a task.
         cpus, gpus: of a task.
-        env_vars: of the tasks' processes.
+        runtime_env: of the tasks' processes, as Ray has it.
     """
     task = ray.remote(_task).options(
         num_cpus=cpus,
         num_gpus=gpus,
         max_retries=_TASK_RETRIES["max_retries"],
-        runtime_env={"env_vars": dict(env_vars)} if env_vars else None,
+        runtime_env=runtime_env,
     )
     waiting = [task.remote(work, item, environment()) for item in items]
     while waiting:

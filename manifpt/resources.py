@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["KEPT_BLOCKS", "ActorShare", "Shares", "TrainingShares", "memory_bytes", "share", "share_training"]
+__all__ = [
+    "KEPT_BLOCKS",
+    "ActorShare",
+    "Shares",
+    "TrainingShares",
+    "memory_bytes",
+    "network_env",
+    "share",
+    "share_training",
+]
 
 
 # Environment of a process that embeds or trains on CPUs. A network's activations are blocks of tens of megabytes, which
@@ -18,6 +27,12 @@ KEPT_BLOCKS = {
     "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
     ":glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"
 }
+
+
+def network_env(gpus: float) -> dict[str, dict[str, str]] | None:
+    """Ray's `runtime_env` of a process that runs a network: on CPUs with `KEPT_BLOCKS`."""
+    return None if gpus else {"env_vars": KEPT_BLOCKS}
+
 
 # Of a container: version 2 of control groups, and version 1. One's own group is mounted as the root there.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

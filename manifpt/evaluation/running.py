@@ -9,7 +9,7 @@ from typing import Any
 
 from manifpt import cluster, pipeline
 from manifpt.log import event
-from manifpt.resources import KEPT_BLOCKS
+from manifpt.resources import network_env
 
 __all__ = ["run_works"]
 
@@ -33,7 +33,7 @@ def run_works(
     items = [(replace(work, device=device),) for work in works]
     begin = time.monotonic()
     results = pipeline.run_tasks(
-        task, items, cpus=1.0 if cpus >= 1 else cpus, gpus=1.0 if gpus else 0.0, env_vars=None if gpus else KEPT_BLOCKS
+        task, items, cpus=min(1.0, cpus), gpus=1.0 if gpus else 0.0, runtime_env=network_env(gpus)
     )
     for done, found in enumerate(results, start=1):
         rate = (time.monotonic() - begin) / done
