@@ -35,6 +35,7 @@ from manifpt.artifacts import tensor_column, to_numpy
 from manifpt.decode import DECODER, decoder_versions
 from manifpt.documents import Kinds, check_columns, json_of, object_of, table_of
 from manifpt.errors import ConfigError
+from manifpt.log import event
 from manifpt.plan import Plan
 from manifpt.projection import NearestProjector, Rows
 from manifpt.search import Choice, Vectors, choose_search, is_small
@@ -207,7 +208,10 @@ def _measured(
             some.append(codes_of(read_part(output, part["path"])))
         codes = np.concatenate(some)[:wanted]
         sample = Vectors(lambda r, c=codes, s=space, d=dim: s.embed(c[r]).reshape(-1, d), len(codes), dim)  # type: ignore[misc]
-        searches[spec.name] = choose_search(sample, count, space.compact, os.cpu_count() or 1).to_json()
+        choice = choose_search(sample, count, space.compact, os.cpu_count() or 1)
+        searches[spec.name] = choice.to_json()
+        if timed := choice.estimated_us:  # which took up to a minute
+            event("search", space=spec.name, method=choice.method, dims=choice.dims, us_an_image=min(timed.values()))
     return dims, searches
 
 

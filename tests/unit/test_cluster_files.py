@@ -15,6 +15,7 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from manifpt.cluster import _IDLE_WORKERS_LIVE
 from tests.helpers.cluster import ROOT
 from tests.helpers.manifests import (
     CLUSTER,
@@ -218,6 +219,10 @@ class TestSecrets:
         for variable in secret:
             assert set(variable) == {"name", "valueFrom"}
             assert set(variable["valueFrom"]) == {"secretKeyRef"}
+
+    def test_workers_of_the_image_outlive_a_shard(self) -> None:
+        name, value = _IDLE_WORKERS_LIVE
+        assert f"{name}={value} " in (CLUSTER / "Dockerfile").read_text()
 
     def test_images_are_named_by_digest(self) -> None:
         images = [one["image"] for template in templates() for one in template["spec"]["containers"]]
