@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,8 @@ def counts_of(result: Mapping[str, Any]) -> Counts:
 
 def alerts_in(result: Mapping[str, Any]) -> list[Alert]:
     """Of a window's result."""
-    return [Alert(**fields) for fields in result["alerts"]]
+    names = [field.name for field in fields(Alert)]
+    return [Alert(**{name: alert[name] for name in names}) for alert in result["alerts"]]
 
 
 def read_baseline(attributor_uri: str) -> Sample:

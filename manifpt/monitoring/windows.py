@@ -49,6 +49,17 @@ _RESULT: Kinds = {
     "inconclusive": int, "rejected": int, "inconclusive_reasons": dict, "rejected_reasons": dict, "findings": list,
     "newcomers": list, "alerts": list,
 }  # fmt: skip
+_NUMBER = (int, float)
+_IN_LISTS: dict[str, Kinds] = {
+    "findings": {
+        "name": str, "statistic": _NUMBER, "p_value": _NUMBER, "adjusted": _NUMBER, "fired": bool, "detail": str,
+    },
+    "newcomers": {
+        "images": int, "of_unknown": int, "examples": list, "compactness": _NUMBER, "nearest_source": str,
+        "separation": _NUMBER,
+    },
+    "alerts": {"time": str, "window": str, "rule": str, "severity": str, "measured": dict, "sentence": str},
+}  # fmt: skip
 _OBJECTS = pa.schema([("uri", pa.string()), ("etag", pa.string()), ("change", pa.string()), ("problem", pa.string())])
 # Reasons that may be gone tomorrow: such an object counts as not seen.
 _PASSING = {RejectReason.MISSING.value, RejectReason.FORBIDDEN.value, RejectReason.CHANGED.value}
@@ -102,6 +113,11 @@ def read_result(output: str, number: int) -> dict[str, Any] | None:
     found = stored_object(uri, _RESULT)
     if found is not None and found["window"] != number:
         raise ConfigError(f"{uri} is damaged (of window {found['window']}): restore it.")
+    for name in ("objects", "attributed", "inconclusive_reasons", "rejected_reasons") if found else ():
+        object_of(found[name], f"{name} of {uri}", dict.fromkeys(found[name], int))
+    for name, kinds in _IN_LISTS.items() if found else ():
+        for element in found[name]:
+            object_of(element, f"{name} of {uri}", kinds)
     return found
 
 

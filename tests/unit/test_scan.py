@@ -308,6 +308,17 @@ def test_a_damaged_state_is_one_sentence(made: Path, bucket: Path, tmp_path: Pat
         scan(config_of(made, output, bucket))
 
 
+@pytest.mark.parametrize("name", ["findings", "newcomers", "alerts", "attributed"])
+def test_a_damaged_result_is_one_sentence(made: Path, bucket: Path, tmp_path: Path, name: str) -> None:
+    output = tmp_path / "scans"
+    scan(config_of(made, output, bucket))
+    path = output / "windows" / "00001" / "window.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps(result | {name: {"a": "many"} if name == "attributed" else [{"images": "many"}]}))
+    with pytest.raises(ConfigError, match=rf"{name} of .*window.json is damaged \(.*: restore it"):
+        scan(config_of(made, output, bucket))
+
+
 def test_a_lost_window_is_one_sentence(made: Path, bucket: Path, tmp_path: Path) -> None:
     """Else its numbers of shards would be given again, and old verdicts be those of new images."""
     output = tmp_path / "scans"
