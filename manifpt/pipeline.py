@@ -182,7 +182,7 @@ def run_tasks(
     work: Callable[..., Any],
     items: Sequence[tuple[Any, ...]],
     cpus: float,
-    gpus: float = 0,
+    gpus: Sequence[float] | None = None,
     runtime_env: dict[str, Any] | None = None,
 ) -> Iterator[Any]:
     """Calls a function for each item, in tasks, and yields what they return as each ends.
@@ -190,16 +190,16 @@ def run_tasks(
     Args:
         work: called with the parts of an item; returns what pickles.
         items: one a task.
-        cpus, gpus: of a task.
+        cpus: of a task.
+        gpus: of each; None: none.
         runtime_env: of the tasks' processes, as Ray has it.
     """
-    task = ray.remote(_task).options(
-        num_cpus=cpus,
-        num_gpus=gpus,
-        max_retries=_TASK_RETRIES["max_retries"],
-        runtime_env=runtime_env,
-    )
-    waiting = [task.remote(work, item, environment()) for item in items]
+    task = ray.remote(_task)
+    options = {"num_cpus": cpus, "max_retries": _TASK_RETRIES["max_retries"], "runtime_env": runtime_env}
+    waiting = [
+        task.options(**options, num_gpus=share).remote(work, item, environment())
+        for item, share in zip(items, gpus or [0.0] * len(items), strict=True)
+    ]
     while waiting:
         ready, waiting = ray.wait(waiting)
         try:

@@ -69,11 +69,13 @@ class Rung:
     Attributes:
         plan: of the test images in one space, altered by the step.
         climbers: attributors of such artifacts.
+        gpus: that it takes, where there are some.
         threads, device: to compute with.
     """
 
     plan: Plan
     climbers: Sequence[Climber]
+    gpus: float = 1.0
     threads: int = 1
     device: str = "cpu"
 

@@ -20,21 +20,19 @@ def run_works(
     stage: str,
     told: Callable[[dict[str, Any]], Mapping[str, Any]],
 ) -> None:
-    """Runs a task for each work, on a core or a GPU each, and tells each result with the time that the rest will take.
+    """Runs a task for each work, on a core and what it fills of a GPU. Tells each result, and what the rest will take.
 
     Args:
         task: a function of a work; leaves its result in storage and returns it.
-        works: dataclasses with a field `device`.
+        works: dataclasses with a field `device`, and with `gpus`, see `Work`.
         stage: its name in the log.
         told: what the log says of a result.
     """
     cpus, gpus, _ = cluster.cluster()
-    device = "cuda" if gpus else "cpu"
-    items = [(replace(work, device=device),) for work in works]
+    gpus_each = [work.gpus if gpus else 0.0 for work in works]
+    items = [(replace(work, device="cuda" if share else "cpu"),) for work, share in zip(works, gpus_each, strict=True)]
     begin = time.monotonic()
-    results = pipeline.run_tasks(
-        task, items, cpus=min(1.0, cpus), gpus=1.0 if gpus else 0.0, runtime_env=network_env(gpus)
-    )
+    results = pipeline.run_tasks(task, items, cpus=min(1.0, cpus), gpus=gpus_each, runtime_env=network_env(gpus))
     for done, found in enumerate(results, start=1):
         rate = (time.monotonic() - begin) / done
         event(f"{stage}_done", **told(found), done=f"{done}/{len(items)}", eta_s=round(rate * (len(items) - done)))

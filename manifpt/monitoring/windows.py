@@ -111,11 +111,13 @@ def read_result(output: str, number: int) -> dict[str, Any] | None:
     """
     uri = join(window_folder(output, number), "window.json")
     found = stored_object(uri, _RESULT)
-    if found is not None and found["window"] != number:
+    if found is None:
+        return None
+    if found["window"] != number:
         raise ConfigError(f"{uri} is damaged (of window {found['window']}): restore it.")
-    for name in ("objects", "attributed", "inconclusive_reasons", "rejected_reasons") if found else ():
+    for name in ("objects", "attributed", "inconclusive_reasons", "rejected_reasons"):
         object_of(found[name], f"{name} of {uri}", dict.fromkeys(found[name], int))
-    for name, kinds in _IN_LISTS.items() if found else ():
+    for name, kinds in _IN_LISTS.items():
         for element in found[name]:
             object_of(element, f"{name} of {uri}", kinds)
     return found

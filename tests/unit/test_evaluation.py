@@ -15,11 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
+from manifpt import cluster, pipeline
 from manifpt.attributor.choice import Choice
 from manifpt.attributor.examples import Examples, select_examples
+from manifpt.attributor.networks import NETWORKS
 from manifpt.attributor.outputs import read_outputs
 from manifpt.attributor.splits import TEST
 from manifpt.attributor.training import RECIPES, mean_and_std
+from manifpt.baselines import BASELINES, make_baseline
+from manifpt.baselines.network import LearnedBaseline
 from manifpt.config import EvaluateConfig
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
@@ -28,6 +32,7 @@ from manifpt.evaluation.evaluate import evaluate_attributor
 from manifpt.evaluation.fusion import fit_weights, fused
 from manifpt.evaluation.methods import candidates_of
 from manifpt.evaluation.results import merged_notes
+from manifpt.evaluation.running import run_works
 from manifpt.evaluation.tables import Comparison, Row, table_json, table_markdown
 from manifpt.evaluation.tasks import Work, fit_attributor, outputs_uri
 from manifpt.evaluation.tasks import test_attributor as read_test_images
@@ -243,6 +248,28 @@ def test_a_task_leaves_its_result_and_finds_it_again(tmp_path: Path) -> None:
     assert fit_attributor(again)["validation_accuracy"] == fitted["validation_accuracy"], (
         "the same seed, the same numbers"
     )
+
+
+def test_small_fits_share_a_gpu_and_those_without_a_network_take_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = select_examples(str(make_run(tmp_path / "run", rows_of(SOURCES))), "rgb", Choice(labels={}))
+    works = [replace(work_of(tmp_path, examples), name=name) for name in (*NETWORKS, *BASELINES)]
+    asked: list[Any] = []
+
+    def run_tasks(task: Any, items: Any, gpus: list[float], **_: Any) -> list[dict[str, Any]]:
+        asked.append([(work.name, share, work.device) for (work,), share in zip(items, gpus, strict=True)])
+        return []
+
+    monkeypatch.setattr(pipeline, "run_tasks", run_tasks)
+    for there in (2.0, 0.0):
+        monkeypatch.setattr(cluster, "cluster", lambda gpus=there: (16.0, gpus, 1))
+        run_works(fit_attributor, works, "fit", lambda found: found)
+    learned = [name for name in BASELINES if isinstance(make_baseline(name, 2, (32, 32), 0), LearnedBaseline)]
+    for name, share, device in asked[0]:
+        assert share == {"resnet50": 1.0}.get(name, 0.25 if name in NETWORKS else float(name in learned))
+        assert device == ("cuda" if share else "cpu")
+    assert asked[1] == [(work.name, 0.0, "cpu") for work in works]
 
 
 @pytest.mark.parametrize("side", ["train", "validation", "test"])
