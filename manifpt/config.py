@@ -246,7 +246,8 @@ class EvaluateConfig(RowsConfig):
     baselines: tuple[str, ...] = ()
     """all, or names such as durall20 yu19."""
     attributor: tuple[str, ...] = ()
-    """Bundles to measure on all images of the run that they fit; with --ladder, on their own test images."""
+    """Bundles to measure on the run that they fit: on their own test images where it is that of their training, else on
+    all of its images. With --ladder, on their own test images."""
     ladder: bool = False
     """Only this: the --attributor bundles on test images after JPEG, WebP, resizing, crop, blur and noise; ladder.md,
     ladder.json and ladder.png."""

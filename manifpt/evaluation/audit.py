@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,34 @@ from manifpt.errors import BadImage
 from manifpt.fetch import fetch
 from manifpt.metrics.codec import audit, container_facts
 
-__all__ = ["audit_codecs"]
+__all__ = ["audit_codecs", "separable_sources"]
 
 _IMAGES = 200  # of a label, evenly over its rows: headers of a sample say what all of a source went through
+_LEAST = 4  # that the audit asks of a label
 
 
-def audit_codecs(examples: Examples, equalized: bool) -> dict[str, Any]:
-    """The audit, as JSON; with the kept column `went_through_jpeg` where the shards have it."""
-    row_n = np.concatenate([_spread(np.flatnonzero(examples.label_n == n)) for n in range(len(examples.labels))])
+def audit_codecs(examples: Examples, equalized: bool, is_whole: bool = True) -> dict[str, Any]:
+    """The audit, as JSON; with the kept column `went_through_jpeg` where the shards have it.
+
+    Args:
+        examples: whose images.
+        equalized: as of the evaluation, to be told.
+        is_whole: whether all labels have images. If not, those with few are left out, and of fewer than two labels
+            there is nothing to tell: then no source is separable, and the accuracy is null.
+    """
+    count_s = np.bincount(examples.label_n, minlength=len(examples.labels))
+    numbers = [n for n in range(len(examples.labels)) if is_whole or count_s[n] >= _LEAST]
+    if not is_whole and len(numbers) < 2:
+        return {"accuracy": None, "chance": None, "separable": {}, "why": {}, "equalized": equalized}
+    row_n = np.concatenate([_spread(np.flatnonzero(examples.label_n == n)) for n in numbers])
+    label_n = np.searchsorted(numbers, examples.label_n[row_n])
     table = examples.table.take(pa.array(row_n))
     records = table.select(["uri", "container", "offset", "size_bytes"]).to_pylist()
     facts = [
         container_facts(data) if not isinstance(data, BadImage) else {"format": "unreadable"} for data in fetch(records)
     ]
     extra = {name: table[name].to_pylist() for name in ("went_through_jpeg",) if name in table.column_names}
-    found = audit(facts, examples.label_n[row_n], extra, examples.labels, seed=0)
+    found = audit(facts, label_n, extra, [examples.labels[n] for n in numbers], seed=0)
     return {
         "accuracy": found.accuracy,
         "chance": found.chance,
@@ -34,6 +48,11 @@ def audit_codecs(examples: Examples, equalized: bool) -> dict[str, Any]:
         "why": found.why,
         "equalized": equalized,
     }
+
+
+def separable_sources(audits: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Those that any of the audits tells apart."""
+    return sorted({source for audit in audits for source, is_told in audit["separable"].items() if is_told})
 
 
 def _spread(row_n: np.ndarray) -> np.ndarray:

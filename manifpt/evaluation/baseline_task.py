@@ -16,7 +16,7 @@ from manifpt.attributor.examples import Examples, Part
 from manifpt.attributor.outputs import Outputs, write_outputs
 from manifpt.attributor.splits import TEST, TRAIN, VALIDATION
 from manifpt.baselines import make_baseline
-from manifpt.decode import decode
+from manifpt.decode import content_hash, decode
 from manifpt.errors import BadImage, ConfigError
 from manifpt.evaluation.tasks import Work, end_stage, end_test, gathered
 from manifpt.fetch import fetch
@@ -57,9 +57,8 @@ def _images(examples: Examples, side: int, view: View) -> tuple[np.ndarray, np.n
     """A side's pixels uint8 [N, 3, H, W], as a pixel space sees them, with labels and rows."""
 
     def of_part(part: Part) -> np.ndarray:
-        rows = (
-            examples.table.take(pa.array(part.row_n)).select(["uri", "container", "offset", "size_bytes"]).to_pylist()
-        )
+        columns = ["uri", "container", "offset", "size_bytes", "content_hash"]
+        rows = examples.table.take(pa.array(part.row_n)).select(columns).to_pylist()
         return np.stack([_view(row, data, view) for row, data in zip(rows, fetch(rows), strict=True)])
 
     return gathered(examples.parts(side), of_part)
@@ -69,7 +68,10 @@ def _view(row: dict[str, Any], data: bytes | BadImage, view: View) -> np.ndarray
     try:
         if isinstance(data, BadImage):
             raise data
-        return view.of(decode(data))
+        image_hwc = decode(data)
+        if content_hash(image_hwc) != row["content_hash"]:
+            raise ConfigError(f"{row['uri']} was changed since the run: compute its artifacts again.")
+        return view.of(image_hwc)
     except BadImage as bad:
         raise ConfigError(
             f"{row['uri']} can't be read any more ({bad.reason.value}): run compute_artifacts anew."

@@ -1,4 +1,4 @@
-"""Finished attributors in an evaluation: which run's artifacts they take, and how well they name all of its images."""
+"""Finished attributors in an evaluation: which run's artifacts they take, and how well they name its images."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from manifpt.attributor.bundle import Attributor
-from manifpt.attributor.choice import read_labels
+from manifpt.attributor.choice import Choice, read_labels
+from manifpt.attributor.examples import Examples, select_examples
+from manifpt.attributor.splits import TEST
 from manifpt.errors import ConfigError
 from manifpt.evaluation.tables import Row
 from manifpt.metrics.attribution import accuracy, balanced_accuracy
 from manifpt.reader import read_artifacts, read_plain_plan
 
-__all__ = ["fitting_runs", "row_of_bundle"]
+__all__ = ["fitting_runs", "own_examples", "row_of_bundle"]
 
 
 def fitting_runs(path: str, attributor: Attributor, runs: Sequence[str]) -> list[str]:
@@ -44,36 +47,59 @@ def fitting_runs(path: str, attributor: Attributor, runs: Sequence[str]) -> list
     return found
 
 
+def own_examples(attributor: Attributor, run: str) -> Examples | None:
+    """The images of an attributor's training with their sides, where a run holds them just as they were."""
+    config = attributor.config
+    if "choice" not in config:
+        return None
+    choice = Choice.from_facts(config["choice"])
+    try:
+        examples = select_examples(run, config["space"]["name"], choice)
+    except ConfigError:  # a run that can't be split like that is another one
+        return None
+    return examples if examples.digest == config["examples_digest"] else None
+
+
 def row_of_bundle(path: str, runs: Sequence[str], labels_path: str | None) -> Row:
-    """A finished attributor on all images of the run whose artifacts it takes: give it images that it never saw.
+    """A finished attributor on its own test images, where the run is the one of its training, and else on all images.
 
     Args:
         path: of the bundle.
-        runs: folders.
+        runs: folders; the first whose artifacts it takes is read.
         labels_path: YAML that maps sources to its labels.
 
     Raises:
         ConfigError: as of `fitting_runs`; sources that it doesn't know.
     """
     attributor = Attributor.load(path)
-    run, space = fitting_runs(path, attributor, runs)[0], attributor.config["space"]
-    labels = read_labels(labels_path)
+    run, space = fitting_runs(path, attributor, runs)[0], attributor.config["space"]["name"]
+    labels, own = read_labels(labels_path), own_examples(attributor, run)
+    if own is None:
+        examples = select_examples(run, space, Choice(labels=labels, is_test=True))
+        note = f"on all {len(examples.label_n):,} images of {run}, which is not the run of its training"
+    else:
+        examples, labels = own, labels or dict(attributor.config["choice"]["labels"])
+        note = f"on its own {(own.side_n == TEST).sum():,} test images, by the split of its training"
+    ids = examples.table["image_id"].filter(pa.array(examples.side_n == TEST)).combine_chunks()
     begin, answers, numbers = time.perf_counter(), [], []
-    for table in read_artifacts(run, space["name"]):
+    for table in read_artifacts(run, space):
+        table = table.filter(pc.is_in(table["image_id"], value_set=ids))
         named = [labels.get(source, source) for source in table["source"].to_pylist()]
-        table = table.filter(pa.array([label is not None for label in named]))
+        table = table.filter(pa.array([label is not None for label in named], pa.bool_()))
         label_n = attributor.label_numbers([label for label in named if label is not None])
-        predicted = attributor.predict(table["artifact"].combine_chunks().to_numpy_ndarray())
-        answers.append(predicted.probability_bs.argmax(1))
-        numbers.append(label_n)
+        if len(table):
+            predicted = attributor.predict(table["artifact"].combine_chunks().to_numpy_ndarray())
+            answers.append(predicted.probability_bs.argmax(1))
+            numbers.append(label_n)
     label_n, answer_n = np.concatenate(numbers), np.concatenate(answers)
     return Row(
         kind="artifact",
         method=f"attributor {path}",
-        space=space["name"],
+        space=space,
         chosen=attributor.config["network"],
         accuracies=(accuracy(label_n, answer_n),),
         balanced=(balanced_accuracy(label_n, answer_n),),
         validation=0.0,
         predict_s=time.perf_counter() - begin,
+        notes=(note,),
     )

@@ -21,11 +21,11 @@ from manifpt import cluster
 from manifpt.alterations import LADDER, NONE
 from manifpt.attributor.bundle import Attributor
 from manifpt.attributor.choice import Choice
-from manifpt.attributor.examples import Examples, select_examples
+from manifpt.attributor.examples import Examples
 from manifpt.attributor.splits import TEST
 from manifpt.config import EvaluateConfig
 from manifpt.errors import ConfigError
-from manifpt.evaluation.bundles import fitting_runs
+from manifpt.evaluation.bundles import fitting_runs, own_examples
 from manifpt.evaluation.methods import key_digest
 from manifpt.evaluation.rungs import Climber, Rung, climb
 from manifpt.evaluation.running import run_works
@@ -96,7 +96,7 @@ def _climbing(path: str, runs: Sequence[str], output: str) -> _Climbing:
     if "choice" not in config:
         raise ConfigError(f"{path} doesn't say by which choice it was trained; train it again.")
     choice = Choice.from_facts(config["choice"])
-    examples = _examples(path, attributor, runs, choice)
+    examples = _examples(path, attributor, runs)
     plan = _plan(examples, output)
     altered = [of_run["alter"] for of_run in config["altered"] or ()]
     key = {"attributor": attributor.digest, "examples": examples.digest, "images": plan.manifest_digest}
@@ -116,11 +116,11 @@ def _climbing(path: str, runs: Sequence[str], output: str) -> _Climbing:
     return _Climbing(climber, plan, facts)
 
 
-def _examples(path: str, attributor: Attributor, runs: Sequence[str], choice: Choice) -> Examples:
+def _examples(path: str, attributor: Attributor, runs: Sequence[str]) -> Examples:
     """Those of its training."""
     for run in fitting_runs(path, attributor, runs):
-        examples = select_examples(run, attributor.config["space"]["name"], choice)
-        if examples.digest == attributor.config["examples_digest"]:
+        examples = own_examples(attributor, run)
+        if examples is not None:
             return examples
     raise ConfigError(
         f"None of the runs holds the images that {path} was trained on: name its run with --artifacts, or train it "

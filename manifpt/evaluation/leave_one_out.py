@@ -15,7 +15,8 @@ from manifpt import cluster
 from manifpt.attributor.examples import Examples
 from manifpt.config import EvaluateConfig
 from manifpt.errors import ConfigError
-from manifpt.evaluation.evaluate import check_codec, examples_by_seed
+from manifpt.evaluation.evaluate import check_codec
+from manifpt.evaluation.images import examples_by_seed
 from manifpt.evaluation.methods import Candidate, candidates_of, key_digest
 from manifpt.evaluation.running import run_works
 from manifpt.evaluation.tasks import Work

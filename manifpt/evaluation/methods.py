@@ -30,7 +30,7 @@ class Candidate:
         test_run: where test images are; None: in the run.
         space, estimate: of its artifacts.
         reference_digest: of the reals; "" where the estimate has none.
-        onto: the reference's folder, where it isn't the first run's; "" else.
+        onto: the reference's folder, in a word or as many as it takes, where it isn't the first run's; "" else.
         are_reals_other: a control whose reals are no estimate of the manifold.
         network, recipe: of the attributor.
     """
@@ -46,9 +46,10 @@ class Candidate:
     recipe: Recipe
 
     @property
-    def group(self) -> tuple[str, str, bool, str]:
+    def group(self) -> tuple[str, str, bool, bool, str]:
         """Candidates of one group differ in parameters and networks; validation picks the one that a table shows."""
-        return self.space.name, self.estimate.name, self.estimate.residual_first, self.onto
+        onto = self.reference_digest if self.onto else ""
+        return self.space.name, self.estimate.name, self.estimate.residual_first, self.are_reals_other, onto
 
     @property
     def is_control(self) -> bool:
@@ -111,12 +112,13 @@ def candidates_of(
     for space in spaces:
         if space not in known:
             raise ConfigError(f"None of the runs has a space {space!r}; they have {', '.join(sorted(known))}.")
+    names = _names({plan.reference_digest: plan.reference_uri for plan in plans})
     found: list[Candidate] = []
     test_of: Sequence[str | None] = test_runs or [None] * len(all_runs)
     for n, (run, test_run, plan) in enumerate(zip(all_runs, test_of, plans, strict=True)):
         has_reals = plan.estimate.name not in _NO_REALS
         is_first = not has_reals or plan.reference_digest == plans[0].reference_digest
-        onto = "" if is_first else plan.reference_uri.rstrip("/").rpartition("/")[2]
+        onto = "" if is_first else names[plan.reference_digest]
         for spec in (spec for spec in plan.spaces if not spaces or spec.name in spaces):
             for network in ["head"] if spec.kind == "network" else networks or _NETWORKS[spec.kind]:
                 recipe = RECIPES[network]
@@ -138,6 +140,20 @@ def candidates_of(
             )
         seen[digest] = candidate.run
     return found
+
+
+def _names(uri_by_digest: Mapping[str, str]) -> dict[str, str]:
+    """Of references, by digest: the last parts of where they lie, as many as tell them apart."""
+    parts = {digest: uri.rstrip("/").split("/") for digest, uri in uri_by_digest.items()}
+
+    def name(digest: str) -> str:
+        own = parts[digest]
+        for count in range(1, len(own) + 1):
+            if sum(other[-count:] == own[-count:] for other in parts.values()) == 1:
+                return "/".join(own[-count:])
+        return f"{own[-1]} {digest[:8]}"  # one was built where the other was
+
+    return {digest: name(digest) for digest in parts}
 
 
 _TITLES = {

@@ -50,13 +50,14 @@ class Fitted:
 
 def of_candidate(candidate: Candidate, works: Sequence[Work]) -> Fitted:
     """Artifacts or a control, at all seeds."""
+    is_paper = not candidate.onto and not candidate.estimate.residual_first
     row = _row(
         works,
         kind="control" if candidate.is_control else "artifact",
         method=candidate.title,
         space=candidate.space.name,
         chosen=f"{candidate.network}; {candidate.estimate.label}",
-        paper=None if candidate.onto else _PAPER.get((candidate.space.name, candidate.estimate.name)),
+        paper=_PAPER.get((candidate.space.name, candidate.estimate.name)) if is_paper else None,
     )
     return Fitted(row, tuple(work.folder for work in works))
 
@@ -125,6 +126,7 @@ def fusions(fitted: Sequence[Fitted]) -> tuple[list[tuple[Row, list[Outputs]]], 
 
 
 def _fused(outputs: Sequence[Outputs], weight_m: np.ndarray) -> Outputs:
+    assert all(np.array_equal(of_method.row_b, outputs[0].row_b) for of_method in outputs), "of the same images"
     return replace(outputs[0], logits_bs=fused([of_method.logits_bs for of_method in outputs], weight_m))
 
 

@@ -20,6 +20,7 @@ import torch
 
 from manifpt.alterations import NONE
 from manifpt.attributor.bundle import Attributor
+from manifpt.errors import ConfigError
 from manifpt.metrics.attribution import accuracy, balanced_accuracy
 from manifpt.plan import Plan
 from manifpt.projecting import Projecting
@@ -90,7 +91,7 @@ def climb(rung: Rung) -> dict[str, Any]:
     begin = time.perf_counter()
     plan, (spec,) = rung.plan, rung.plan.spaces
     encoder, projecting = _stages(replace(plan, alter=NONE), rung.threads, rung.device)
-    said = [_Said(Attributor.load(climber.uri), climber.labels, rung.device) for climber in rung.climbers]
+    said = [_Said(_attributor(climber), climber.labels, rung.device) for climber in rung.climbers]
     rejected = 0
     for number in range(plan.shards):
         shard = projecting(encoder(decode_rows(plan, number)))
@@ -111,6 +112,13 @@ def climb(rung: Rung) -> dict[str, Any]:
 @functools.lru_cache(1)  # the next step of the same images finds its reference loaded; two might not fit in memory
 def _stages(plan: Plan, threads: int, device: str) -> tuple[Encoder, Projecting]:
     return Encoder(plan.spaces, threads, device, plan.rows), Projecting(plan, threads, device=device)
+
+
+def _attributor(climber: Climber) -> Attributor:
+    found = Attributor.load(climber.uri)
+    if found.digest != climber.key["attributor"]:
+        raise ConfigError(f"The attributor {climber.uri} was replaced while it was measured: run the same again.")
+    return found
 
 
 class _Said:

@@ -62,14 +62,17 @@ def _mean_std(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def table_json(dataset: str, rows: Sequence[Row], codec_separable: Sequence[str]) -> list[dict[str, Any]]:
-    """Accuracies in percent."""
+def table_json(
+    dataset: str, rows: Sequence[Row], codec_separable: Sequence[str], tested_on: str | None = None
+) -> list[dict[str, Any]]:
+    """Accuracies in percent; `tested_on` names the set of the test images where it isn't the one of training."""
     out = []
     for row in rows:
         (mean, std), (balanced, balanced_std) = _mean_std(row.accuracies), _mean_std(row.balanced)
         out.append(
             {
                 "dataset": dataset,
+                "tested_on": tested_on,
                 "method": row.method,
                 "space": row.space,
                 "accuracy_mean": 100 * mean,
@@ -102,18 +105,31 @@ def table_markdown(
     dataset: str,
     rows: Sequence[Row],
     comparisons: Sequence[Comparison],
-    audit: Mapping[str, Any],
+    audits: Mapping[str, Mapping[str, Any]],
     facts: Mapping[str, Any],
     paper_column: str | None = None,
 ) -> str:
-    """Shaped as the paper's Table 2, with its numbers beside ours where the set has a column there."""
+    """Shaped as the paper's Table 2, with its numbers beside ours where the set has a column there.
+
+    Args:
+        dataset: of training.
+        rows, comparisons: to be told.
+        audits: the codec audit of the images of training, under "", and of another set's that are tested on.
+        facts: counts of images by side, `labels`, `seeds`, and `tested_on`, the other set's name or None.
+        paper_column: of the paper's table.
+    """
     paper = paper_table2() if paper_column else {}
+    tested = f"{facts['train']:,} to train, {facts['validation']:,} to choose"
+    if facts["tested_on"]:
+        tested += f"). **Tested on {facts['test']:,} images of {facts['tested_on']}**, none of which training has"
+    else:
+        tested += f", {facts['test']:,} to test)"
     lines = [
-        f"# {dataset}",
+        f"# {dataset}" + (f", tested on {facts['tested_on']}" if facts["tested_on"] else ""),
         "",
         f"{facts['images']:,} images of {len(facts['labels'])} sources, {facts['seeds']} seeds; every seed has its own "
-        f"split ({facts['train']:,} to train, {facts['validation']:,} to choose, {facts['test']:,} to test). Accuracy "
-        f"in percent, mean and standard deviation over seeds. Whatever a row chose, it chose on validation.",
+        f"split ({tested}. Accuracy in percent, mean and standard deviation over seeds. Whatever a row chose, it chose "
+        f"on validation.",
         "",
         "| method | space | accuracy | mean of sources | FD ratio | train | predict | chosen |"
         + (" paper |" if paper else ""),
@@ -125,7 +141,9 @@ def table_markdown(
             lines.append(f"| **{title}** | | | | | | | |" + (" |" if paper else ""))
         lines += [_line(row, paper.get(row.paper or "", {}).get(paper_column or "") if paper else None, bool(paper))
                   for row in of_kind]  # fmt: skip
-    lines += ["", *_compared(comparisons), *_audited(audit)]
+    lines += ["", *_compared(comparisons)]
+    for name, audit in audits.items():
+        lines += _audited(audit, name)
     lines += [f"- {row.method}: {note}" for row in rows for note in row.notes]
     return "\n".join(lines) + "\n"
 
@@ -133,9 +151,10 @@ def table_markdown(
 def _line(row: Row, paper: Any, has_paper: bool) -> str:
     mean, std = _mean_std(row.accuracies)
     balanced = _mean_std(row.balanced)[0]
+    accuracy = f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if len(row.accuracies) > 1 else "")
     ratio = f"{statistics.fmean(row.fd_ratios):.1f}" if row.fd_ratios else "-"
     cells = [
-        row.method, row.space, f"{100 * mean:.1f} ± {100 * std:.1f}", f"{100 * balanced:.1f}", ratio,
+        row.method, row.space, accuracy, f"{100 * balanced:.1f}", ratio,
         f"{row.train_s:.0f} s", f"{row.predict_s:.1f} s", row.chosen,
     ]  # fmt: skip
     if has_paper:
@@ -153,11 +172,14 @@ def _compared(comparisons: Sequence[Comparison]) -> list[str]:
     return [*lines, ""]
 
 
-def _audited(audit: Mapping[str, Any]) -> list[str]:
+def _audited(audit: Mapping[str, Any], name: str) -> list[str]:
+    lines = [f"Of {name}:"] if name else []
     if audit.get("equalized"):
-        lines = ["All images were re-encoded alike (JPEG, quality 75, 4:2:0) before anything looked at them."]
+        lines.append("All images were re-encoded alike (JPEG, quality 75, 4:2:0) before anything looked at them.")
     else:
-        lines = ["Images are as they were published."]
+        lines.append("Images are as they were published.")
+    if audit["accuracy"] is None:
+        return [" ".join([*lines, "Its images are of too few sources for a codec audit."]), ""]
     separable = [source for source, is_separable in audit["separable"].items() if is_separable]
     lines.append(
         f"Codec audit: facts of the files alone name the source of {100 * audit['accuracy']:.1f} % of images (chance "

@@ -84,12 +84,13 @@ def make_run(
     shards: int | None = None,
     alter: str = NONE,
     manifest_digest: str = "m",
+    reference_uri: str = "nowhere",
 ) -> Path:
     """A run; finished, unless it has fewer `shards` than its plan."""
     specs = tuple(SpaceSpec(name=name, kind=name, height_px=4, width_px=4) for name in spaces)
     plan = Plan(
         task="artifacts", manifest_uri="m.parquet", manifest_digest=manifest_digest, rows=len(rows),
-        shard_rows=shard_rows, spaces=specs, reference_uri="nowhere", reference_digest=reference_digest,
+        shard_rows=shard_rows, spaces=specs, reference_uri=reference_uri, reference_digest=reference_digest,
         inline=spaces, decoder="d", estimate=estimate or Estimate(), alter=alter,
     )  # fmt: skip
     publish_plan(plan, str(folder))

@@ -16,18 +16,22 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from manifpt import cluster, pipeline
+from manifpt.attributor.bundle import Attributor, save_bundle
 from manifpt.attributor.choice import Choice
 from manifpt.attributor.examples import Examples, select_examples
-from manifpt.attributor.networks import NETWORKS
+from manifpt.attributor.networks import NETWORKS, make_network
 from manifpt.attributor.outputs import read_outputs
 from manifpt.attributor.splits import TEST
 from manifpt.attributor.training import RECIPES, mean_and_std
 from manifpt.baselines import BASELINES, make_baseline
 from manifpt.baselines.network import LearnedBaseline
 from manifpt.config import EvaluateConfig
+from manifpt.decode import content_hash, decode
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
+from manifpt.evaluation import baseline_task
 from manifpt.evaluation import evaluate as evaluate_module
+from manifpt.evaluation.bundles import row_of_bundle
 from manifpt.evaluation.evaluate import evaluate_attributor
 from manifpt.evaluation.fusion import fit_weights, fused
 from manifpt.evaluation.methods import candidates_of
@@ -37,7 +41,10 @@ from manifpt.evaluation.tables import Comparison, Row, table_json, table_markdow
 from manifpt.evaluation.tasks import Work, fit_attributor, outputs_uri
 from manifpt.evaluation.tasks import test_attributor as read_test_images
 from manifpt.metrics.frechet import fd_ratio, fd_ratio_or_none
-from tests.helpers.runs import artifacts_of, make_run, rows_of
+from manifpt.reader import read_artifacts
+from manifpt.spaces import View
+from tests.helpers.images import encoded, picture
+from tests.helpers.runs import artifacts_of, make_run, openset_of, rows_of
 from tests.helpers.tasks import tasks_here
 
 SOURCES = {"gan": 40, "vae": 36, "real": 36}
@@ -108,7 +115,8 @@ FUSED = Row(kind="fusion", method="fusion", space="several", chosen="2 methods",
             validation=0.8, notes=("Read this.",))  # fmt: skip
 AUDIT = {"separable": {"gan": True, "vae": False}, "why": {"gan": "format"}, "accuracy": 0.6, "chance": 0.5,
          "equalized": False}  # fmt: skip
-FACTS = {"images": 1234, "labels": ["gan", "vae"], "seeds": 2, "train": 700, "validation": 200, "test": 334}
+FACTS = {"images": 1234, "labels": ["gan", "vae"], "seeds": 2, "train": 700, "validation": 200, "test": 334,
+         "tested_on": None}  # fmt: skip
 
 
 def test_a_note_names_the_seeds_of_which_alone_it_is_true() -> None:
@@ -129,7 +137,7 @@ def test_the_table_for_programs() -> None:
 def test_the_table_for_people(paper_column: Any) -> None:
     control = replace(ROW, kind="control", method="control: raw embedding", paper=None)
     comparison = Comparison("a", "b", 0.05, ((0.01, 0.09), (-0.02, 0.1)))
-    text = table_markdown("set", [FUSED, ROW, control], [comparison], AUDIT, FACTS, paper_column)
+    text = table_markdown("set", [FUSED, ROW, control], [comparison], {"": AUDIT}, FACTS, paper_column)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     columns = 8 + (paper_column is not None)
     assert {line.count("|") for line in lines} == {columns + 1}
@@ -151,7 +159,7 @@ def test_the_table_for_people(paper_column: Any) -> None:
 
 def test_an_equalized_set_without_separable_sources_says_so() -> None:
     audit = AUDIT | {"separable": {"gan": False}, "why": {}, "equalized": True}
-    text = table_markdown("set", [ROW], [], audit, FACTS)
+    text = table_markdown("set", [ROW], [], {"": audit}, FACTS)
     assert "No source is told apart by its files." in text and "re-encoded alike" in text
 
 
@@ -177,9 +185,9 @@ def test_candidates_are_grouped_by_space_and_estimate(tmp_path: Path) -> None:
 def test_reals_of_another_kind_are_a_group_of_their_own_and_a_control(tmp_path: Path) -> None:
     rows, soft = rows_of(SOURCES), Estimate(name="soft", sigma=0.01)
     runs = [
-        str(make_run(tmp_path / f"{n}", rows, reference_digest=digest, estimate=estimate))
-        for n, (digest, estimate) in enumerate(
-            [("a" * 64, soft), ("b" * 64, soft), ("b" * 64, Estimate(name="blur", sigma=1.0))]
+        str(make_run(tmp_path / f"{n}", rows, reference_digest=64 * name[0], reference_uri=name, estimate=estimate))
+        for n, (name, estimate) in enumerate(
+            [("own", soft), ("nowhere", soft), ("nowhere", Estimate(name="blur", sigma=1.0))]
         )
     ]
     own, other, blur = candidates_of(runs, [], [], ["head"], None)
@@ -316,7 +324,7 @@ def test_a_ratio_that_is_none_is_null() -> None:
 @pytest.fixture
 def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     ran = tasks_here(monkeypatch)
-    monkeypatch.setattr(evaluate_module, "audit_codecs", lambda examples, equalized: AUDIT)
+    monkeypatch.setattr(evaluate_module, "audit_codecs", lambda examples, equalized, is_whole=True: AUDIT)
 
     def run(*runs: Path, **changes: Any) -> dict[str, Any]:
         ran.clear()
@@ -353,7 +361,8 @@ def test_another_set_is_tested_on_the_images_that_all_its_runs_have(
     """With groups, and with a label of which it has three images only."""
     rows = rows_of(SOURCES, latent=[f"{n // 2}" for n in range(112)])
     runs = [make_run(tmp_path / f"{e.name}", rows, estimate=e) for e in (Estimate(), NONE)]
-    news = rows_of({"biggan": 30, "real": 3}, latent=[f"{n // 3}" for n in range(33)])
+    hashes = [f"{n}" for n in range(31)] + rows["content_hash"].to_pylist()[-2:]
+    news = rows_of({"biggan": 30, "real": 3}, latent=[f"{n // 3}" for n in range(33)], content_hash=hashes)
     twin = pa.array([None] * 32 + ["near_copy"])  # a control knows no copies
     of_nearest = news.set_column(news.column_names.index("twin"), "twin", twin)
     tests = [
@@ -367,7 +376,93 @@ def test_another_set_is_tested_on_the_images_that_all_its_runs_have(
     assert by_method["fusion with artifacts"]["accuracy_mean"] > 20
     assert by_method["ManiFPT, nearest real"]["fd_ratio"] is None
     per_source = found["details"]["per_source"]["ManiFPT, nearest real | rgb"]
-    assert np.sum(per_source["confusion"]) == 32 and per_source["recall"]["vae"] is None
+    assert np.sum(per_source["confusion"]) == 31 and per_source["recall"]["vae"] is None
+    assert found["details"]["facts"]["test"] == 31 and found["details"]["facts"]["left_out_of_test"]["in training"] == 1
+    assert "**Tested on 31 images of test-nearest**, none of which training has" in found["text"]
+    assert {row["tested_on"] for row in found["table"]} == {"test-nearest"}
     assert found["details"]["comparisons"], "with intervals over groups of the test images"
     with pytest.raises(ConfigError, match=r"labels that training has not \(biggan\)"):
         evaluate(*runs, test_artifacts=tuple(map(str, tests)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"latent_group": [f"{n // 8}" for n in range(112)]}, "on other sides .* from one manifest"),
+        ({"split": [("train", "train", "validation", "test")[n % 4] for n in range(112)]}, "on other sides"),
+        ({"content_hash": [f"{n}" for n in range(112)]}, "other pixels under the same image ids"),
+    ],
+)
+def test_runs_that_disagree_on_an_image_are_refused(
+    tmp_path: Path, evaluate: Callable[..., dict[str, Any]], columns: dict[str, list[str]], message: str
+) -> None:
+    """Else one method would train on what another is tested on, and a fusion would join two images' predictions."""
+    one = make_run(tmp_path / "one", rows_of(SOURCES))
+    other = make_run(tmp_path / "other", rows_of(SOURCES, **columns), estimate=NONE)
+    with pytest.raises(ConfigError, match=message):
+        evaluate(one, other)
+
+
+def test_a_test_set_of_another_codec_or_of_training_alone_is_refused(
+    tmp_path: Path, evaluate: Callable[..., dict[str, Any]]
+) -> None:
+    run = make_run(tmp_path / "run", rows_of(SOURCES))
+    same = make_run(tmp_path / "same", rows_of(SOURCES), shard_rows=50)
+    with pytest.raises(ConfigError, match="Training has every image"):
+        evaluate(run, test_artifacts=(str(same),))
+    news = rows_of(SOURCES, content_hash=[f"{n}" for n in range(112)])
+    larger = make_run(tmp_path / "larger", news, artifacts=lambda rows: artifacts_of(rows, (3, 5, 5)))
+    with pytest.raises(ConfigError, match="another space or projection"):
+        evaluate(run, test_artifacts=(str(larger),))
+
+
+def test_a_bundle_is_measured_on_its_own_test_images_or_on_another_run(
+    tmp_path: Path, evaluate: Callable[..., dict[str, Any]]
+) -> None:
+    run = str(make_run(tmp_path / "run", rows_of(SOURCES)))
+    other = make_run(tmp_path / "other", rows_of({"gan": 9, "real": 5}, content_hash=[f"{n}" for n in range(14)]))
+    choice = Choice(labels={}, seed=4)
+    examples = select_examples(run, "rgb", choice)
+    network = make_network("head", examples.shape, 3)
+    config = {
+        "space": examples.spec.identity(), "estimate": examples.estimate.identity(), "network": "head", "seed": 4,
+        "reference_digest": examples.reference_digest, "shape": list(examples.shape), "altered": None,
+        "examples_digest": examples.digest, "choice": choice.facts(),
+    }  # fmt: skip
+    bundle = str(tmp_path / "bundle")
+    save_bundle(bundle, network.state_dict(), examples.labels, config, {"unknown": {"rate": 0.05, "measured_rate": 0}},
+                openset_of(3), {}, "")  # fmt: skip
+    found = evaluate(Path(run), attributor=(bundle,))
+    (row,) = [row for row in found["table"] if row["method"].startswith("attributor")]
+    test_n = np.flatnonzero(examples.side_n == TEST)
+    assert row["notes"] == [f"on its own {len(test_n)} test images, by the split of its training"]
+    artifacts = np.concatenate([table["artifact"].combine_chunks().to_numpy_ndarray() for table in
+                                read_artifacts(run, "rgb")])  # fmt: skip
+    order = np.argsort([i for table in read_artifacts(run, "rgb") for i in table["image_id"].to_pylist()])
+    answer_n = Attributor.load(bundle).predict(artifacts[order][test_n]).probability_bs.argmax(1)
+    assert row["accuracy_mean"] == pytest.approx(100 * (answer_n == examples.label_n[test_n]).mean())
+    assert f"| {row['accuracy_mean']:.1f} |" in found["text"], "one number has no deviation"
+    row = row_of_bundle(bundle, [str(other)], None)
+    assert row.notes == (f"on all 14 images of {other}, which is not the run of its training",)
+
+
+def test_references_of_one_folder_name_stay_apart(tmp_path: Path) -> None:
+    runs = []
+    for n, place in enumerate(("a/celeba/reference", "a/half/reference", "a/phases/reference/", "a/half/reference")):
+        folder = make_run(tmp_path / str(n), rows_of(SOURCES), reference_digest=f"{n}" * 64, reference_uri=place)
+        runs.append(str(folder))
+    found = candidates_of([*runs[:2], runs[3]], [], [], ["head"], None, runs[2:3])
+    assert len({candidate.group for candidate in found}) == 4
+    assert [candidate.onto for candidate in found] == [
+        "", "reference 11111111", "reference 33333333", "phases/reference",
+    ]  # fmt: skip
+    assert [candidate.is_control for candidate in found] == [False, False, False, True]
+
+
+def test_a_baseline_refuses_an_image_that_was_changed(tmp_path: Path) -> None:
+    """A tar or a Parquet file that was written again, whose ids are the old ones."""
+    row = {"uri": "a.png", "content_hash": content_hash(decode(encoded(picture(seed=1), "PNG")))}
+    view = View(height_px=8, width_px=8)
+    assert baseline_task._view(row, encoded(picture(seed=1), "BMP"), view).shape == (3, 8, 8), "the same pixels"
+    with pytest.raises(ConfigError, match=r"a\.png was changed since the run"):
+        baseline_task._view(row, encoded(picture(seed=2), "PNG"), view)

@@ -23,6 +23,7 @@ from manifpt.attributor.splits import TEST
 from manifpt.config import EvaluateConfig
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
+from manifpt.evaluation import ladder, rungs
 from manifpt.evaluation.ladder import measure_ladder
 from manifpt.manifest import Manifest
 from manifpt.plan import Plan, publish_plan
@@ -223,6 +224,22 @@ def test_an_attributor_that_does_not_say_its_choice_is_refused(
 def test_a_ladder_needs_an_attributor(climbed: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(ConfigError, match="name one or more with --attributor"):
         climbed()
+
+
+def test_an_attributor_that_is_replaced_meanwhile_is_refused(
+    plain: str, climbed: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = attributor(plain, tmp_path / "b")
+    first = rungs.climb
+
+    def climb(rung: Any) -> dict[str, Any]:
+        found = first(rung)
+        attributor(plain, tmp_path / "b", seed=9)
+        return found
+
+    monkeypatch.setattr(ladder, "climb", climb)
+    with pytest.raises(ConfigError, match="was replaced while it was measured"):
+        climbed(bundle)
 
 
 def test_a_manifest_that_was_replaced_is_refused(
