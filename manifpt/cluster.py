@@ -18,7 +18,7 @@ import ray._private.utils
 from manifpt.errors import ConfigError
 from manifpt.log import event
 
-__all__ = ["NODE_TO_COME_CPUS", "cluster", "connect", "environment", "on_one_node"]
+__all__ = ["NODE_TO_COME_CPUS", "cluster", "connect", "environment", "is_there", "on_one_node"]
 
 NODE_TO_COME_CPUS = 4.0  # of a node that an autoscaler has yet to bring
 
@@ -38,6 +38,15 @@ def connect() -> None:
         os.environ.setdefault(*_IDLE_WORKERS_LIVE)
         with _held_stderr(), _kept_sigterm():
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+
+
+def is_there() -> bool:
+    """Whether `connect` would join a cluster that others started; asks nobody who doesn't answer at once."""
+    asked = os.environ.get("RAY_ADDRESS", "")
+    if asked and asked != "auto":
+        return asked != "local"
+    recorded = ray._private.utils.read_ray_address()
+    return bool(recorded) and _answers(recorded)
 
 
 def _address() -> str | None:

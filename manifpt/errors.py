@@ -8,6 +8,7 @@ __all__ = [
     "BadImage",
     "ConfigError",
     "NodesLost",
+    "ObjectUnreadable",
     "PlanMismatch",
     "RejectReason",
     "StorageError",
@@ -72,6 +73,18 @@ class RejectReason(str, Enum):
     UNSUPPORTED = "unsupported"  # a pixel format without a written rule
     NOT_FINITE = "not_finite"  # its embedding overflows
     IN_REFERENCE = "in_reference"  # a real image that the projection was trained on and can't leave out
+
+
+class ObjectUnreadable(ConfigError):
+    """A stored object that can't be opened now, and may be tomorrow.
+
+    Attributes:
+        reason: `missing` or `forbidden`.
+    """
+
+    def __init__(self, text: str, reason: RejectReason) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class BadImage(Exception):

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifpt.documents import check_rows, json_of
-from manifpt.errors import ConfigError
+from manifpt.errors import ConfigError, ObjectUnreadable, RejectReason
 from manifpt.fetch import image_column
 from manifpt.manifest import COLUMNS, SHARD_COLUMNS
 from manifpt.storage import Entry, is_of_storage, normalize, store_of
@@ -216,9 +216,9 @@ def _opened(uri: str) -> IO[bytes]:
     try:
         return store_of(uri).open(uri)
     except FileNotFoundError as error:
-        raise ConfigError(f"{uri} is gone since it was listed; index again.") from error
+        raise ObjectUnreadable(f"{uri} is gone since it was listed; index again.", RejectReason.MISSING) from error
     except PermissionError as error:
-        raise ConfigError(f"No permission to read {uri}.") from error
+        raise ObjectUnreadable(f"No permission to read {uri}.", RejectReason.FORBIDDEN) from error
 
 
 def _open_tar(stream: Any, uri: str) -> tarfile.TarFile:

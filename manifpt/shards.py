@@ -135,6 +135,7 @@ def _reconciled(
     known = {r.image_id: (r.uri, r.source) for r in rejected}
     for table in (*ours.values(), *held.values()):
         sources = table["source"].to_pylist() if "source" in table.column_names else ["real"] * len(table)
+        sources = [source or "" for source in sources]  # of an image without a verdict: a scan's manifest names none
         known.update(
             zip(table["image_id"].to_pylist(), zip(table["uri"].to_pylist(), sources, strict=True), strict=True)
         )

@@ -124,8 +124,9 @@ class Telemetry:
         self._record("manifpt_alerts_total", 1, rule=rule, severity=severity)
 
     def watermark(self, time_s: float, scan: str) -> None:
-        """A scan, by a short name of its own, that has seen all that was in its bucket at a unix time."""
-        self._record("manifpt_scan_watermark_seconds", time_s, scan=scan)
+        """A scan, by its output folder, that has seen all that was in its bucket at a unix time."""
+        # The end of a long place tells it from others: many scans end in /scans, and fewer begin in another bucket.
+        self._record("manifpt_scan_watermark_seconds", time_s, scan=scan[-_MOST_CHARACTERS:])
 
     def _record(self, name: str, value: float, **labels: str) -> None:
         metric = METRICS[name]

@@ -155,8 +155,8 @@ def drift(baseline: Sample, window: Sample, before: Counts, now: Counts, level: 
 
     norms and features compare the window's images with the baseline's, within labels that don't come in groups, on at
     most 2,000 images of each that are drawn at random; shares, unknown, inconclusive and rejected compare counts with
-    those before. Where nothing was before, unknown is compared with the baseline, one image of each group, and the
-    other three are left out.
+    those before. Where nothing was before, unknown is compared with the baseline, one image of each group, by what the
+    attributor alone says of both: verdicts also hang on re-encoding. The other three are left out then.
 
     `before` should hold the windows that gave no alert: then an alert lasts until what changed is dealt with.
 
@@ -183,7 +183,8 @@ def drift(baseline: Sample, window: Sample, before: Counts, now: Counts, level: 
         found += _rise("unknown", before.unknown, before.judged, now.unknown, now.judged)
     else:
         alone = baseline.independent()
-        found += _rise("unknown", int(alone.is_unknown_b.sum()), len(alone), now.unknown, now.judged)
+        unknown = int(window.is_unknown_b.sum())
+        found += _rise("unknown", int(alone.is_unknown_b.sum()), len(alone), unknown, len(window))
     found += _rise("inconclusive", before.inconclusive, before.judged, now.inconclusive, now.judged)
     found += _rise("rejected", before.rejected, before.images, now.rejected, now.images)
     adjusted = holm([finding.p_value for finding in found])

@@ -1,7 +1,8 @@
 """What a scan has seen: an anti-join of what storage lists now with what was scanned before, without holding either.
 
     inventory/base-00016.parquet   every object seen up to window 16
-    inventory/00017.parquet        what window 17 changed: `uri`, `etag`, `present`
+    inventory/00017.parquet        what window 17 changed: `uri`, `etag`, `present`, and `again` of what could not be
+                                   read and may be tomorrow
 
 Rows are sorted by `uri`. A window adds a small file; when there are many, they are merged into a new base.
 """
@@ -26,7 +27,8 @@ from manifpt.storage import join, store_of
 __all__ = ["LISTED", "Changes", "changes", "known", "listing", "merge_inventory", "write_inventory"]
 
 LISTED = pa.schema([("uri", pa.string()), ("size_bytes", pa.int64()), ("etag", pa.string())])
-_SEEN = pa.schema([("uri", pa.string()), ("etag", pa.string()), ("present", pa.bool_())])
+_SEEN = pa.schema([("uri", pa.string()), ("etag", pa.string()), ("present", pa.bool_()), ("again", pa.bool_())])
+_KNOWN = pa.schema([_SEEN.field(name) for name in ("uri", "etag", "again")])
 _ROWS = 16_384
 _MOST_FILES = 16  # beside the base
 
@@ -68,31 +70,40 @@ class Changes:
     """One key range of a comparison.
 
     Attributes:
-        new: objects never seen, of `LISTED`.
-        changed: objects with another etag than before, of `LISTED`.
+        new: objects never seen, or that could not be read and have another etag now, of `LISTED`.
+        changed: other objects with another etag than before, of `LISTED`.
         gone: `uri` and `etag` of objects that were seen, and are listed no more.
+        waiting: objects that could not be read, and are as they were, of `LISTED`.
     """
 
     new: pa.Table
     changed: pa.Table
     gone: pa.Table
+    waiting: pa.Table
 
 
 def changes(listed: Iterator[pa.Table], seen: Iterator[pa.Table]) -> Iterator[Changes]:
     """Compares a listing with what is known, both sorted by URI, range by range."""
-    empty = LISTED.empty_table(), pa.schema(list(_SEEN)[:2]).empty_table()
     for now, before in aligned([listed, seen], "uri"):
-        now, before = (now if now is not None else empty[0]), (before if before is not None else empty[1])
-        before_uri, before_etag = before["uri"].combine_chunks(), before["etag"].combine_chunks()
-        place = pc.index_in(now["uri"].combine_chunks(), value_set=before_uri)
-        is_new = pc.is_null(place)
-        is_other = pc.fill_null(pc.not_equal(before_etag.take(place), now["etag"].combine_chunks()), False)
-        is_gone = pc.invert(pc.is_in(before_uri, value_set=now["uri"].combine_chunks()))
-        yield Changes(now.filter(is_new), now.filter(is_other), before.select(["uri", "etag"]).filter(is_gone))
+        now = now if now is not None else LISTED.empty_table()
+        before = before if before is not None else _KNOWN.empty_table()
+        uri, before_uri = now["uri"].combine_chunks(), before["uri"].combine_chunks()
+        place = pc.index_in(uri, value_set=before_uri)
+        is_unseen = pc.is_null(place)
+        is_other = pc.not_equal(before["etag"].combine_chunks().take(place), now["etag"].combine_chunks())
+        is_other = pc.fill_null(is_other, False)
+        was_unread = pc.fill_null(before["again"].combine_chunks().take(place), False)
+        is_gone = pc.invert(pc.or_(pc.is_in(before_uri, value_set=uri), before["again"].combine_chunks()))
+        yield Changes(
+            now.filter(pc.or_(is_unseen, pc.and_(is_other, was_unread))),
+            now.filter(pc.and_not(is_other, was_unread)),
+            before.select(["uri", "etag"]).filter(is_gone),
+            now.filter(pc.and_not(was_unread, is_other)),
+        )
 
 
 def known(output: str) -> Iterator[pa.Table]:
-    """`uri` and `etag` of every object that was seen and not found gone since, sorted by URI."""
+    """`uri`, `etag` and `again` of every object that was seen and not found gone since, sorted by URI."""
     base, deltas = _files(output)
     numbers = ([base] if base is not None else []) + deltas
     streams = [_stream(_uri(output, number, number == base)) for number in numbers]
@@ -108,11 +119,12 @@ def known(output: str) -> Iterator[pa.Table]:
         is_last_word = np.ones(len(uri), bool)
         is_last_word[1:] = ~pc.equal(uri[1:], uri[:-1]).to_numpy(zero_copy_only=False)
         table = table.filter(pa.array(is_last_word))
-        yield table.filter(table["present"]).select(["uri", "etag"])
+        yield table.filter(table["present"]).select(_KNOWN.names)
 
 
 def write_inventory(output: str, window: int, tables: Iterable[pa.Table]) -> None:
-    """What a window changed: tables of `uri`, `etag` and `present`, sorted by URI. Called again, it replaces them."""
+    """What a window changed: tables of `uri`, `etag`, `present` and, if any, `again`, sorted by URI. Called again, it
+    replaces them."""
     _write(_uri(output, window, False), tables)
 
 
@@ -147,7 +159,14 @@ def _uri(output: str, window: int, is_base: bool) -> str:
 def _stream(uri: str) -> Iterator[pa.Table]:
     with store_of(uri).open(uri) as stream:
         for batch in pq.ParquetFile(stream).iter_batches(_ROWS, use_threads=False):
-            yield pa.table(batch)
+            yield _whole(pa.table(batch))
+
+
+def _whole(table: pa.Table) -> pa.Table:
+    """With all columns: nothing had to be read again in inventories before there was one for it."""
+    if "again" in table.column_names:
+        return table
+    return table.append_column("again", pa.array(np.zeros(len(table), bool)))
 
 
 def _write(uri: str, tables: Iterable[pa.Table]) -> None:
@@ -155,5 +174,5 @@ def _write(uri: str, tables: Iterable[pa.Table]) -> None:
         path = Path(folder) / "inventory.parquet"
         with pq.ParquetWriter(path, _SEEN, compression="zstd") as writer:
             for table in tables:
-                writer.write_table(table.select(_SEEN.names).cast(_SEEN), row_group_size=_ROWS)
+                writer.write_table(_whole(table).select(_SEEN.names).cast(_SEEN), row_group_size=_ROWS)
         store_of(uri).upload(path, uri)

@@ -90,7 +90,8 @@ def newcomers(window: Sample, image_id_b: np.ndarray, baseline: Sample, seed: in
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """Known sources: names, centres float64 [S, C], median distances to them float64 [S], and how far images reach."""
+    """Known sources: names, centres float64 [S, C], median distances to them float64 [S], none of them 0, and how far
+    images reach."""
 
     names: tuple[str, ...]
     centre_sc: np.ndarray
@@ -103,6 +104,9 @@ class _Known:
         centre_sc = np.stack([component_nc[label_n == name].mean(axis=0) for name in names])
         own_n = np.linalg.norm(component_nc - centre_sc[np.searchsorted(names, label_n.astype(str))], axis=1)
         radius_s = np.array([np.median(own_n[label_n == name]) for name in names])
+        # A source of one image has none, and that of any other is a better guess than a division by nothing.
+        usual = np.median(radius_s[radius_s > 0]) if (radius_s > 0).any() else 1.0
+        radius_s = np.where(radius_s > 0, radius_s, usual)
         return cls(names, centre_sc, radius_s, float(np.quantile(own_n, 0.95)))
 
 

@@ -59,7 +59,7 @@ def window_result(window: Window, settings: Settings, earlier: Sequence[Mapping[
     Args:
         window: all of whose shards are committed.
         settings: of the scan.
-        earlier: results of the windows before, oldest first.
+        earlier: results of windows before that gave no alert, oldest first.
     """
     seen = _seen(window)
     rejects = write_window_rejected(window)
@@ -68,10 +68,9 @@ def window_result(window: Window, settings: Settings, earlier: Sequence[Mapping[
     )
     baseline = read_baseline(settings.template.attributor_uri)
     # What fires goes on firing until it is dealt with: windows that alerted are no measure of what is usual.
-    quiet = [counts_of(result) for result in earlier if not result["alerts"]]
     before = Counts()
-    for one in quiet:
-        before = before.merged(one)
+    for one in earlier:
+        before = before.merged(counts_of(one))
     seed = window.number
     findings = drift(baseline, seen.sample, before, counts, settings.level, seed)
     found = newcomers(seen.sample, seen.image_id_b, baseline, seed)
@@ -94,7 +93,7 @@ def window_result(window: Window, settings: Settings, earlier: Sequence[Mapping[
         "norms": _norms(seen.sample),
         "looked_at": len(seen.sample),
         "not_compared": sorted(baseline.grouped_labels() & set(seen.sample.label_b)),
-        "compared_with_windows": len(quiet),
+        "compared_with_windows": len(earlier),
         "findings": [asdict(finding) for finding in findings],
         "newcomers": [asdict(newcomer) for newcomer in found],
         "alerts": [asdict(alert) for alert in alerts],

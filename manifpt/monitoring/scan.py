@@ -12,13 +12,13 @@ report.html  scan.json        the last windows to look at; the state, written la
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from manifpt import cluster
 from manifpt.computing import Computing, check_actors
 from manifpt.config import ScanConfig
 from manifpt.documents import stored_object
@@ -38,7 +38,8 @@ from manifpt.telemetry import Telemetry
 
 __all__ = ["scan"]
 
-_SHOWN_WINDOWS = 50  # that a report shows, and drift compares with
+_SHOWN_WINDOWS = 50  # that a report shows, and quiet ones that drift compares with
+_MOST_LOOKED_AT = 500  # windows back from now, for those
 
 
 def scan(config: ScanConfig) -> dict[str, Any]:
@@ -125,8 +126,7 @@ def _end(window: Window, settings: Settings, config: ScanConfig) -> dict[str, An
     """Brings a window to its result: once, whoever else tries."""
     if window.plan is not None:
         _attribute(window, config)
-    earlier = _results(window.output, window.number - 1)
-    result = window_result(window, settings, earlier)
+    result = window_result(window, settings, _quiet(window.output, window.number - 1))
     record_inventory(window)
     uri = join(window.folder, "window.json")
     if not store_of(window.output).create(uri, (json.dumps(result, indent=2) + "\n").encode()):
@@ -151,13 +151,29 @@ def _attribute(window: Window, config: ScanConfig) -> None:
 
 def _results(output: str, last: int) -> list[dict[str, Any]]:
     """Results of the last windows up to one, oldest first."""
-    found = []
-    for number in range(max(1, last - _SHOWN_WINDOWS + 1), last + 1):
-        result = read_result(output, number)
-        if result is None:
-            raise ConfigError(f"{window_folder(output, number)} has lost its window.json: restore it.")
-        found.append(result)
+    return [_result(output, number) for number in range(max(1, last - _SHOWN_WINDOWS + 1), last + 1)]
+
+
+def _quiet(output: str, last: int) -> list[dict[str, Any]]:
+    """Results of the last windows up to one that had images and gave no alert, oldest first: what is usual.
+
+    They may lie far back, since what alerts goes on alerting until it is dealt with.
+    """
+    found: list[dict[str, Any]] = []
+    for number in range(last, max(0, last - _MOST_LOOKED_AT), -1):
+        result = _result(output, number)
+        if result["images"] and not result["alerts"]:
+            found.insert(0, result)
+        if len(found) == _SHOWN_WINDOWS:
+            break
     return found
+
+
+def _result(output: str, number: int) -> dict[str, Any]:
+    result = read_result(output, number)
+    if result is None:
+        raise ConfigError(f"{window_folder(output, number)} has lost its window.json: restore it.")
+    return result
 
 
 def _publish(
@@ -165,15 +181,13 @@ def _publish(
 ) -> None:
     """Alerts, report and, last, the state: until it is there, the next scan publishes the same again."""
     output, telemetry = settings.output, Telemetry()
-    if os.environ.get("RAY_ADDRESS"):  # also where nothing was new: a watermark that stands still is an alarm
-        from manifpt import cluster
-
+    if cluster.is_there():  # also where nothing was new: a watermark that stands still is an alarm
         cluster.connect()
     for result in fresh:
         telemetry.drift({finding["name"]: finding["adjusted"] for finding in result["findings"]})
         for alert in result["alerts"]:
             telemetry.alert(alert["rule"], alert["severity"])
-    telemetry.watermark(state["watermark_s"], output.rpartition("/")[2])
+    telemetry.watermark(state["watermark_s"], output)
     _add_alerts(output, [alert for result in fresh for alert in alerts_in(result)])
     if fresh:
         from manifpt.report.scan import write_scan_report  # matplotlib, only where there is something new to draw

@@ -2,7 +2,8 @@
 
     windows/00017/plan.json            what it holds; created once, so that whoever comes second does the same work
     windows/00017/manifest-*.parquet   its images, named by the plan
-    windows/00017/objects-*.parquet    what storage had: `uri`, `etag`, `change` (new, changed, gone), `problem`
+    windows/00017/objects-*.parquet    what storage had: `uri`, `etag`, `change` (new, changed, gone), and of what
+                                       can't be read `problem` and `reason`
     windows/00017/rejected.parquet     images without a verdict, and objects that can't be opened
     windows/00017/window.json          its result, last: counts, tests, newcomers, alerts
 
@@ -12,10 +13,12 @@ Nothing is planned while an earlier window has no result: a scan first ends what
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, replace
 from itertools import chain
@@ -28,7 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifpt.documents import Kinds, object_of, stored_object
-from manifpt.errors import ConfigError, RejectReason
+from manifpt.errors import ConfigError, ObjectUnreadable, RejectReason
 from manifpt.indexing import BATCH_ROWS, IndexOptions, batch_of, images_in
 from manifpt.manifest import Manifest, write_manifest
 from manifpt.monitoring.inventory import changes, known, listing, write_inventory
@@ -60,9 +63,11 @@ _IN_LISTS: dict[str, Kinds] = {
     },
     "alerts": {"time": str, "window": str, "rule": str, "severity": str, "measured": dict, "sentence": str},
 }  # fmt: skip
-_OBJECTS = pa.schema([("uri", pa.string()), ("etag", pa.string()), ("change", pa.string()), ("problem", pa.string())])
+_OBJECTS = pa.schema([(name, pa.string()) for name in ("uri", "etag", "change", "problem", "reason")])
 # Reasons that may be gone tomorrow: such an object counts as not seen.
 _PASSING = {RejectReason.MISSING.value, RejectReason.FORBIDDEN.value, RejectReason.CHANGED.value}
+_PROBES = 16  # objects at once of which is asked whether they can be read by now
+_IN_CONTAINER = re.compile(r"\.(tar|parquet)#", re.IGNORECASE)  # of an image id
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +214,13 @@ def _image_batches(
     options = IndexOptions(source="")
     held: list[dict[str, Any]] = []
     for step in changes(listing(inputs, skipped), known(output)):
-        problems: dict[str, str] = {}
-        for row in pa.concat_tables([step.new, step.changed]).to_pylist():
+        problems: dict[str, tuple[str, RejectReason]] = {}
+        new = pa.concat_tables([step.new, _readable(step.waiting)])
+        for row in pa.concat_tables([new, step.changed]).to_pylist():
             # The whole URI is its id: two prefixes may have the same keys.
             entry = Entry(row["uri"], row["uri"], row["size_bytes"], row["etag"])
             try:
-                for found in images_in(entry, options, skipped):
+                for found in _distinct(images_in(entry, options, skipped), entry.uri, problems):
                     if isinstance(found, pa.RecordBatch):
                         yield found
                         continue
@@ -222,9 +228,11 @@ def _image_batches(
                     if len(held) == BATCH_ROWS:
                         yield batch_of(held, options)
                         held.clear()
+            except ObjectUnreadable as error:
+                problems[entry.uri] = str(error), error.reason
             except ConfigError as error:  # a damaged tar or Parquet file must not end every scan from now on
-                problems[entry.uri] = str(error)
-        parts = {"new": step.new, "changed": step.changed, "gone": step.gone}
+                problems[entry.uri] = str(error), RejectReason.CORRUPT
+        parts = {"new": new, "changed": step.changed, "gone": step.gone}
         tables = [_objects(table, change, problems) for change, table in parts.items() if len(table)]
         if tables:
             writer.write_table(pa.concat_tables(tables).sort_by("uri"))
@@ -237,16 +245,62 @@ def _image_batches(
         yield batch_of(held, options)
 
 
-def _objects(table: pa.Table, change: str, problems: dict[str, str]) -> pa.Table:
+def _readable(waiting: pa.Table) -> pa.Table:
+    """Those of some objects that can be read by now. The others were reported, and make no window of their own."""
+
+    def is_readable(uri: str) -> bool:
+        try:
+            with store_of(uri).open(uri) as stream:
+                stream.read(1)
+        except (FileNotFoundError, PermissionError):
+            return False
+        return True
+
+    if not len(waiting):
+        return waiting
+    with ThreadPoolExecutor(_PROBES) as pool:
+        return waiting.filter(pa.array(list(pool.map(is_readable, waiting["uri"].to_pylist()))))
+
+
+def _distinct(
+    images: Iterator[dict[str, Any] | pa.RecordBatch], uri: str, problems: dict[str, tuple[str, RejectReason]]
+) -> Iterator[dict[str, Any] | pa.RecordBatch]:
+    """Without images whose id another one has: a manifest with two of them is none, and would end every scan."""
+    seen: set[str] = set()
+    repeated = 0
+    for found in images:
+        if isinstance(found, pa.RecordBatch):  # ids are numbers of rows
+            yield found
+        elif found.get("container") is None and _IN_CONTAINER.search(uri):
+            problems[uri] = "its name is that of a part of a tar or Parquet file: rename it", RejectReason.UNSUPPORTED
+        elif found["image_id"] in seen:  # as `tar -r` writes a file that has changed
+            repeated += 1
+        else:
+            if found.get("container") is not None:
+                seen.add(found["image_id"])
+            yield found
+    if repeated:
+        why = f"{repeated} of its members have the name of an earlier one, and were not looked at: write it again"
+        problems[uri] = why, RejectReason.UNSUPPORTED
+
+
+def _objects(table: pa.Table, change: str, problems: dict[str, tuple[str, RejectReason]]) -> pa.Table:
     uris = table["uri"].to_pylist()
-    columns = [uris, table["etag"].to_pylist(), [change] * len(uris), [problems.get(uri) for uri in uris]]
-    return pa.table(columns, schema=_OBJECTS)
+    told = [problems.get(uri) for uri in uris]
+    texts, reasons = [why and why[0] for why in told], [why and why[1].value for why in told]
+    return pa.table([uris, table["etag"].to_pylist(), [change] * len(uris), texts, reasons], schema=_OBJECTS)
 
 
 def _objects_of(window: Window) -> Iterator[pa.Table]:
     with store_of(window.objects_uri).open(window.objects_uri) as stream:
         for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS, use_threads=False):
-            yield pa.table(batch)
+            table = pa.table(batch)
+            if "reason" not in table.column_names:  # of a window from before there was one
+                reasons = pc.if_else(
+                    pc.is_valid(table["problem"]), RejectReason.CORRUPT.value, pa.scalar(None, pa.string())
+                )
+                table = table.append_column("reason", reasons)
+            yield table
 
 
 def write_window_rejected(window: Window) -> Counter[str]:
@@ -259,20 +313,24 @@ def write_window_rejected(window: Window) -> Counter[str]:
             yield commit
         for table in _objects_of(window):
             bad = table.filter(pc.is_valid(table["problem"]))
-            rows = [
-                list(astuple(Rejected(uri, uri, "", None, RejectReason.CORRUPT.value, problem)))
-                for uri, problem in zip(bad["uri"].to_pylist(), bad["problem"].to_pylist(), strict=True)
-            ]
-            reasons[RejectReason.CORRUPT.value] += len(rows)
-            yield {"rejected": rows}
+            reasons.update(bad["reason"].to_pylist())
+            columns = (bad[name].to_pylist() for name in ("uri", "reason", "problem"))
+            yield {
+                "rejected": [
+                    list(astuple(Rejected(row[0], row[0], "", None, *row[1:]))) for row in zip(*columns, strict=True)
+                ]
+            }
 
     write_rejected(window.folder, told())
     return +reasons
 
 
 def record_inventory(window: Window) -> None:
-    """What this window has seen is known from now on, but for objects that could not be read and may be tomorrow."""
+    """What this window has seen is known from now on; objects that could not be read, and may be tomorrow, as such."""
     passing: set[str] = set()
+    for table in _objects_of(window):
+        is_passing = pc.is_in(table["reason"], value_set=pa.array(sorted(_PASSING)))
+        passing.update(table["uri"].filter(is_passing).to_pylist())
     for commit in read_commits(window.output, list(window.plan.numbers) if window.plan else []):
         passing.update(row[1] for row in commit["rejected"] if row[4] in _PASSING)
     again = pa.array(sorted(passing), pa.string())
@@ -280,8 +338,8 @@ def record_inventory(window: Window) -> None:
     def seen() -> Iterator[pa.Table]:
         for table in _objects_of(window):
             is_gone = np.array([change == "gone" for change in table["change"].to_pylist()], bool)
-            is_again = pc.is_in(table["uri"], value_set=again).to_numpy()
-            table = table.select(["uri", "etag"])
-            yield table.append_column("present", pa.array(~is_gone & ~is_again))
+            is_again = pc.is_in(table["uri"].combine_chunks(), value_set=again)
+            table = table.select(["uri", "etag"]).append_column("present", pa.array(~is_gone))
+            yield table.append_column("again", is_again)
 
     write_inventory(window.output, window.number, seen())

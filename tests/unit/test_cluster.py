@@ -67,3 +67,18 @@ def test_an_address_at_which_nobody_answers(recorded: Path, monkeypatch: pytest.
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     with pytest.raises(ConfigError, match="No Ray cluster answers"):
         cluster._address()
+
+
+def test_whether_there_is_a_cluster_to_join(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, listening: str, closed: str
+) -> None:
+    """A scan of nothing new tells its watermark there, and starts none for it."""
+    assert not cluster.is_there()
+    recorded.write_text(closed)
+    assert not cluster.is_there()
+    recorded.write_text(listening)
+    assert cluster.is_there()
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert not cluster.is_there()
+    monkeypatch.setenv("RAY_ADDRESS", closed)
+    assert cluster.is_there(), "and whoever connects is told that nobody answers"

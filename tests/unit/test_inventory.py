@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,7 +63,8 @@ def test_every_scan_finds_what_is_new_changed_and_gone_and_nothing_else(buckets:
             merge_inventory(output)
             before = bucket
             seen = [row for step in known(output) for row in step.to_pylist()]
-            assert seen == [{"uri": key, "etag": str(version)} for key, version in sorted(bucket.items())]
+            rows = [{"uri": key, "etag": str(version), "again": False} for key, version in sorted(bucket.items())]
+            assert seen == rows
         names = {path.name for path in Path(output, "inventory").glob("*")}
         assert len(names) <= 3, "deltas are merged into a base, and then taken away"
 
@@ -79,3 +81,21 @@ def test_an_object_that_two_prefixes_list_is_seen_once(tmp_path: Path) -> None:
 
 def test_an_empty_prefix_lists_nothing_and_is_no_error(tmp_path: Path) -> None:
     assert list(listing([str(tmp_path / "not-yet")], Counter())) == []
+
+
+def test_what_could_not_be_read_waits_until_it_can_or_is_another_object(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    keys = pa.array(["a", "b", "c"])
+    columns = {"uri": keys, "etag": ["1", "1", "1"], "present": [True] * 3, "again": [False, True, True]}
+    write_inventory(output, 1, [pa.table(columns)])
+    for bucket, expected in (
+        ({"a": 1, "b": 1, "c": 1}, ([], [], [], ["b", "c"])),
+        ({"a": 2, "b": 2}, (["b"], ["a"], [], [])),
+        ({"b": 1, "d": 1}, (["d"], [], ["a"], ["b"])),
+    ):
+        steps = list(changes(listed(bucket), known(output)))
+        for name, keys_of in zip(("new", "changed", "gone", "waiting"), expected, strict=True):
+            assert [uri for step in steps for uri in getattr(step, name)["uri"].to_pylist()] == keys_of
+    path = tmp_path / "inventory" / "00001.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["again"]), path)
+    assert [row["again"] for table in known(output) for row in table.to_pylist()] == [False] * 3, "an older inventory"

@@ -133,3 +133,16 @@ def test_dead_features_and_a_single_known_source_are_no_trouble() -> None:
     assert all(np.isfinite(found.separation) for found in newcomers(window, ids, only, 0))
     (found,) = newcomers(window, ids, world.baseline, 0)
     assert sources_of(found) == {"6"}
+
+
+def test_a_source_of_one_known_image_makes_no_number_infinite() -> None:
+    """JSON has no infinity, and the webhook refused the whole alert."""
+    world = World(0)
+    window, ids = world.draw([60] * SOURCES + [80])
+    newcomer_k = window.feature_bk[60 * SOURCES :].mean(axis=0, keepdims=True)
+    rare = Sample(np.array(["rare"], object), np.ones(1), newcomer_k + 1, np.zeros(1, bool))
+    parts = [(getattr(world.baseline, name), getattr(rare, name)) for name in ("label_b", "distance_b", "feature_bk",
+                                                                            "is_unknown_b")]  # fmt: skip
+    (found,) = newcomers(window, ids, Sample(*map(np.concatenate, parts)), 0)
+    assert found.nearest_source == "rare"
+    assert np.isfinite([found.separation, found.compactness]).all()

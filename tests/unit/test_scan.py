@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from manifpt import pipeline, storage
 from manifpt.config import ScanConfig, parse
 from manifpt.errors import ConfigError
 from manifpt.monitoring import lease
+from manifpt.monitoring import scan as scan_module
 from manifpt.monitoring.scan import scan
 from manifpt.monitoring.settings import read_settings
 from tests.helpers.images import encoded, picture, write_files
@@ -236,6 +239,84 @@ def test_damaged_containers_and_odd_files_never_end_a_scan(made: Path, bucket: P
     assert state["rejected"] == 4
     assert {f"{bucket / 'three.parquet'}#{row}" for row in range(3)} <= set(ids(attributions(output)))
     assert scan(config_of(made, output, bucket))["images"] == 0, "what is damaged is not tried again until it changes"
+
+
+def tar_of(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def rejected_in(output: Path, window: int) -> list[tuple[str, str]]:
+    rows = pq.read_table(output / "windows" / f"{window:05d}" / "rejected.parquet").to_pylist()
+    return sorted((Path(row["image_id"]).name, row["reason"]) for row in rows)
+
+
+def test_two_images_of_one_id_never_end_a_scan(made: Path, bucket: Path, tmp_path: Path) -> None:
+    """`tar -r` writes a changed file a second time; and a file may have the name of a tar's member."""
+    tar_of(
+        bucket / "a.tar",
+        [(name, encoded(picture(32, seed), "PNG")) for seed, name in enumerate(("x.png", "y.png", "x.png"))],
+    )
+    (bucket / "a.tar#y.png").write_bytes(encoded(picture(32, 9), "PNG"))
+    output = tmp_path / "scans"
+    state = scan(config_of(made, output, bucket))
+    assert rejected_in(output, 1) == [("a.tar", "unsupported"), ("a.tar#y.png", "unsupported")]
+    told = [name for name in ids(attributions(output)) if ".tar" in name]
+    assert told == [f"{bucket / 'a.tar'}#x.png", f"{bucket / 'a.tar'}#y.png"]
+    assert state["rejected"] == 2 and scan(config_of(made, output, bucket))["window"] == 1
+
+
+def test_what_can_not_be_read_is_told_once_and_attributed_when_it_can_be(
+    made: Path, bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image and a tar. Each scan would make a window of them, all rejected, or never look at the tar again."""
+    tar_of(bucket / "shut.tar", [("x", encoded(picture(32, 1), "PNG"))])
+    (bucket / "shut.png").write_bytes(encoded(picture(32, 2), "PNG"))
+    shut, store = {"shut.tar", "shut.png"}, storage.LocalStore
+
+    def guarded(name: str) -> Callable[..., Any]:
+        real = getattr(store, name)
+
+        def method(self: Any, uri: str, *arguments: Any) -> Any:
+            if Path(uri).name in shut:
+                raise PermissionError(f"no permission to read {uri}")
+            return real(self, uri, *arguments)
+
+        return method
+
+    for name in ("read", "open"):
+        monkeypatch.setattr(store, name, guarded(name))
+    output = tmp_path / "scans"
+    assert scan(config_of(made, output, bucket))["rejected"] == 2
+    assert rejected_in(output, 1) == [("shut.png", "forbidden"), ("shut.tar", "forbidden")]
+    for _ in range(2):
+        state = scan(config_of(made, output, bucket))
+        assert (state["window"], state["images"], state["windows_ended"]) == (1, 0, [])
+    write_files(new_files(1, start=20), bucket)
+    state = scan(config_of(made, output, bucket))
+    assert (state["window"], state["rejected"]) == (2, 0), "what is still shut is no news"
+    shut.clear()
+    state = scan(config_of(made, output, bucket))
+    assert (state["window"], state["images"]) == (3, 2)
+    assert ids(attributions(output))[-2:] == [str(bucket / "shut.png"), f"{bucket / 'shut.tar'}#x"]
+    assert scan(config_of(made, output, bucket))["images"] == 0
+    shut.add("gone.png")
+    (bucket / "gone.png").write_bytes(encoded(picture(32, 3), "PNG"))
+    scan(config_of(made, output, bucket))
+    (bucket / "gone.png").unlink()
+    assert scan(config_of(made, output, bucket))["window"] == 4, "what was never read does not vanish"
+
+
+def test_drift_is_measured_against_quiet_windows_however_far_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What alerts goes on alerting: after 50 such windows there was nothing left to compare with."""
+    results = {n: {"window": n, "images": n % 7, "alerts": [1] if n > 90 else []} for n in range(1, 201)}
+    monkeypatch.setattr(scan_module, "read_result", lambda output, number: results[number])
+    found = [result["window"] for result in scan_module._quiet("scans", 200)]
+    assert found == [n for n in range(1, 91) if n % 7][-50:]
+    assert scan_module._quiet("scans", 0) == []
 
 
 def test_a_reference_image_in_the_bucket_is_not_projected_onto_itself(made: Path, bucket: Path, tmp_path: Path) -> None:

@@ -17,7 +17,15 @@ from manifpt.artifacts import artifact_table, parquet_bytes, tensor_column, to_n
 from manifpt.errors import ConfigError, PlanMismatch
 from manifpt.packing import pack, unpack
 from manifpt.plan import Plan, auto_shard_rows, check_plan, publish_plan
-from manifpt.shards import Rejected, commit_shard, committed_shards, read_commits, write_rejected
+from manifpt.shards import (
+    Rejected,
+    _reconciled,
+    commit_shard,
+    committed_shards,
+    part_path,
+    read_commits,
+    write_rejected,
+)
 from manifpt.spaces import SpaceSpec
 
 PLAN = Plan(
@@ -209,3 +217,12 @@ def test_artifact_files_are_deterministic_and_exact(dtype: str) -> None:
 
 def test_tensor_column_round_trip_of_no_rows() -> None:
     assert to_numpy(pa.chunked_array([tensor_column(np.empty((0, 3, 2), np.float16))])).shape == (0, 3, 2)
+
+
+def test_a_part_of_a_scan_that_was_killed_is_adopted_with_its_images_without_a_verdict() -> None:
+    """Their source is null, and a commit that says so was refused as damaged, again and again."""
+    path = part_path("attributions", "rgb", 0)
+    held = pa.table({"image_id": ["a"], "uri": ["a"], "source": pa.array(["gan"])})
+    ours = pa.table({"image_id": ["a", "b"], "uri": ["a", "b"], "source": pa.array(["gan", None])})
+    (found,) = _reconciled({path: ours}, {path: held}, [])
+    assert (found.image_id, found.source, found.reason) == ("b", "", "changed")
