@@ -34,7 +34,7 @@ def _is_image(kind: pa.DataType) -> bool:
         return any(
             field.name == "bytes" and not pa.types.is_struct(field.type) and _is_image(field.type) for field in kind
         )
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def fetch(rows: list[dict[str, Any]], exact: bool = False) -> Iterator[bytes | BadImage]:

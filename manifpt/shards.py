@@ -1,6 +1,7 @@
 """Parts and commits: how a shard gets from "computed" to "done", once, whoever else tries the same.
 
-1. Every part is created under its deterministic name, or found there: a name, once taken, is never written again.
+1. Every part is created under its deterministic name, or found there: a name, once taken, is never written again, but
+   for a file that is no Parquet, which only a broken file system leaves.
 2. The commit file is created last. It holds what was found out: rows, bytes, SHA-256, rejected images.
 
 A shard is done when its commit is there. A process may die between any two steps: the next one computes the same bytes,
@@ -16,7 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -73,6 +74,7 @@ def commit_shard(
     rejected: Sequence[Rejected],
     seconds: Mapping[str, float],
     statistics: Callable[[Mapping[str, pa.Table]], dict[str, Any]] = lambda parts: {},
+    part_of: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Publishes a shard's parts, then its commit.
 
@@ -83,6 +85,7 @@ def commit_shard(
         rejected: images without a row in one part or in all.
         seconds: how long the stages took.
         statistics: sums over the parts that the commit keeps.
+        part_of: the part that holds a space's images, by the space's name, where that isn't the part's name.
 
     Returns:
         The commit; that of the process which was first, where there was one.
@@ -98,7 +101,7 @@ def commit_shard(
             data, held[path] = _adopted(uri, data, table)
         described[path] = {"rows": len(held[path]), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     if any(held[path] is not table for path, table in parts.items()):
-        rejected = _reconciled(parts, held, rejected)
+        rejected = _reconciled(parts, held, rejected, part_of or {})
     commit = {
         "shard": shard,
         "parts": described,
@@ -129,7 +132,7 @@ def _adopted(uri: str, data: bytes, table: pa.Table) -> tuple[bytes, pa.Table]:
 
 
 def _reconciled(
-    ours: Mapping[str, pa.Table], held: Mapping[str, pa.Table], rejected: Sequence[Rejected]
+    ours: Mapping[str, pa.Table], held: Mapping[str, pa.Table], rejected: Sequence[Rejected], part_of: Mapping[str, str]
 ) -> list[Rejected]:
     """Rejected images as the held parts have them: every image of the shard has a row in a part or is listed."""
     known = {r.image_id: (r.uri, r.source) for r in rejected}
@@ -139,26 +142,28 @@ def _reconciled(
         known.update(
             zip(table["image_id"].to_pylist(), zip(table["uri"].to_pylist(), sources, strict=True), strict=True)
         )
-    why = {(r.image_id, space): r for r in rejected for space in ([r.space] if r.space else _names(held))}
+    tables = {path.split("/")[1]: table for path, table in held.items()}
+    ids = {name: set(table["image_id"].to_pylist()) for name, table in tables.items()}
+    why: dict[tuple[str, str], list[Rejected]] = {}
+    without_part: dict[str, list[Rejected]] = {}  # of spaces in which no image of the shard came through
+    for r in rejected:
+        names = dict.fromkeys(part_of.get(space, space) for space in r.space.split(", ")) if r.space else tables
+        for name in names:
+            (
+                why.setdefault((r.image_id, name), []) if name in tables else without_part.setdefault(r.image_id, [])
+            ).append(r)
     out = []
     for image_id, (uri, source) in sorted(known.items()):
-        absent = [name for name, table in _names(held).items() if image_id not in set(table["image_id"].to_pylist())]
+        absent = [name for name in tables if image_id not in ids[name]]
         detail = "another run of this plan, at the same time, could not use it"
-        found = [
-            why.get((image_id, name)) or Rejected(image_id, uri, source, name, "changed", detail) for name in absent
-        ]
-        if found and len(absent) == len(held):
-            out.append(Rejected(image_id, uri, source, None, found[0].reason, found[0].detail))
-        else:
-            out += [
-                Rejected(image_id, uri, source, r.space or n, r.reason, r.detail)
-                for r, n in zip(found, absent, strict=True)
-            ]
+        found = list(without_part.get(image_id, ()))
+        for name in absent:
+            unknown = [] if found else [Rejected(image_id, uri, source, name, "changed", detail)]
+            found += [replace(r, space=r.space or name) for r in why.get((image_id, name), unknown)]
+        if found and len(absent) == len(tables):
+            found = [replace(found[0], space=None)]
+        out += found
     return out
-
-
-def _names(parts: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
-    return {path.split("/")[1]: table for path, table in parts.items()}
 
 
 _COMMIT: Kinds = {"shard": int, "parts": dict, "rejected": list, "rejected_images": int, "statistics": dict,

@@ -72,7 +72,9 @@ def decode_rows(plan: Plan, shard: int, resize_later: bool = False) -> Shard:
         views[spec.view.key] = spec.view
         spaces_of.setdefault(spec.view.key, []).append(spec.name)
 
+    # A view that a space of pixels shares is that space's code.
     later = {spec.view.key for spec in plan.spaces if spec.kind == "network"} if resize_later else set()
+    later -= {spec.view.key for spec in plan.spaces if spec.kind != "network"}
     pixels: dict[str, list[np.ndarray]] = {key: [] for key in views}
     index: dict[str, list[int]] = {key: [] for key in views}
     kept: list[int] = []
@@ -229,7 +231,8 @@ def commit_codes(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
         if len(rows):  # an empty part would have no shape
             path = part_path("embeddings", key, int(shard["shard"]))
             parts[path] = code_table(rows, codes, {"manifpt.plan_digest": plan.digest})
-    return commit(output, shard | {"rejected": pa.concat_tables(rejected)}, parts)
+    part_of = {spec.name: spec.code_key for spec in plan.spaces}
+    return commit(output, shard | {"rejected": pa.concat_tables(rejected)}, parts, part_of=part_of)
 
 
 def not_finite(rows: pa.Table, space: str) -> pa.Table:
@@ -243,8 +246,9 @@ def commit(
     shard: Shard,
     parts: Mapping[str, pa.Table],
     statistics: Callable[[Mapping[str, pa.Table]], dict[str, Any]] = lambda parts: {},
+    part_of: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Publishes the parts of a shard with what it carries: its rejected images and how long its stages took."""
     seconds = {key.removeprefix("seconds:"): float(value) for key, value in shard.items() if key.startswith("seconds:")}
     rejected = [Rejected(**row) for row in shard["rejected"].to_pylist()]
-    return commit_shard(output, int(shard["shard"]), parts, rejected, seconds, statistics)
+    return commit_shard(output, int(shard["shard"]), parts, rejected, seconds, statistics, part_of)

@@ -59,6 +59,11 @@ def _split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+def _is_trimmed(key: str) -> bool:
+    """Whether obstore would take a slash off a key, and so name another object, without a word."""
+    return key.startswith("/") or key.endswith("/")
+
+
 class S3Store:
     """One a process; clients are made at the first use and shared by threads."""
 
@@ -98,15 +103,17 @@ class S3Store:
         """Runs a call through obstore, or through boto3 for the keys that obstore can't name (`a//b`, a line feed)."""
         bucket, key = _split(uri)
         try:
+            if _is_trimmed(key):
+                return fallback(bucket, key)
             try:
                 return direct(self._bucket(bucket), key)
             except ValueError:  # obstore's word for such a key
                 return fallback(bucket, key)
         except (PermissionError, BlockingIOError, AlreadyExistsError):
             raise
-        except (FileNotFoundError, PermissionDeniedError, UnauthenticatedError) as error:
+        except (FileNotFoundError, BaseError) as error:
             raise _by_code(_code_in(error), uri, error) from error
-        except (BaseError, BotoCoreError) as error:
+        except BotoCoreError as error:
             raise StorageError(f"{uri}: {_first_line(error)}") from error
         except ClientError as error:
             raise _translated(error, uri) from error
@@ -190,21 +197,34 @@ class S3Store:
     def list(self, uri: str) -> Iterator[Entry]:
         bucket, prefix = _split(uri)
         prefix = prefix.rstrip("/") + "/" if prefix else ""
+        try:
+            if prefix.startswith("/") or (not prefix and self._is_rooted(bucket)):
+                yield from self._list_from(bucket, prefix, "")
+            else:
+                yield from self._list_fast(bucket, prefix)
+        except BaseError as error:  # a bucket that isn't there is generic to obstore
+            raise _by_code(_code_in(error), uri, error) from error
+        except (ClientError, BotoCoreError) as error:
+            raise _translated(error, uri) from error
+
+    def _is_rooted(self, bucket: str) -> bool:
+        """Whether a bucket has keys that begin with a slash, which obstore would take off."""
+        return bool(self.client.list_objects_v2(Bucket=bucket, Prefix="/", MaxKeys=1).get("Contents"))
+
+    def _list_fast(self, bucket: str, prefix: str) -> Iterator[Entry]:
+        """20 times as fast as boto3, and a bucket has millions of keys."""
         last = ""
         try:
-            # 20 times as fast as boto3, and a bucket has millions of keys.
             for page in obstore.list(self._bucket(bucket), prefix or None, chunk_size=1000):
                 for item in page:
                     last = item["path"]
                     if item["size"] or self.stat(f"s3://{bucket}/{last}"):  # a folder's marker comes without its "/"
                         etag = (item["e_tag"] or "").strip('"')
                         yield Entry(last[len(prefix) :], f"s3://{bucket}/{last}", item["size"], etag)
+            return
         except (InvalidPathError, ValueError):  # a key that obstore can't name: boto3 goes on from here
-            yield from self._list_from(bucket, prefix, last)
-        except BaseError as error:  # a bucket that isn't there is generic to obstore
-            raise _by_code(_code_in(error), uri, error) from error
-        except (ClientError, BotoCoreError) as error:
-            raise _translated(error, uri) from error
+            pass
+        yield from self._list_from(bucket, prefix, last)
 
     def _list_from(self, bucket: str, prefix: str, last: str) -> Iterator[Entry]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, StartAfter=last)
@@ -249,7 +269,7 @@ def _translated(error: BaseException, uri: str) -> Exception:
 
 def _code_in(error: BaseException) -> str:
     """S3's own code in an error of obstore's, which quotes the answer."""
-    found = re.search(r"<Code>(\w+)</Code>", str(error))
+    found = re.search(r"<Code>([\w.]+)</Code>", str(error))
     kinds = {FileNotFoundError: "404", PermissionDeniedError: "403", UnauthenticatedError: "403"}
     return found[1] if found else next((code for kind, code in kinds.items() if isinstance(error, kind)), "")
 
@@ -262,6 +282,9 @@ def _by_code(code: str, uri: str, error: BaseException) -> Exception:
         return FileNotFoundError(f"{uri}: no such object")
     if code in {"403", "AccessDenied", "Forbidden", "AllAccessDisabled"}:
         return PermissionError(f"{uri}: access denied")
+    # In an archive, or encrypted with a key that is off or that only its owner has: none of our doing can read it.
+    if code in {"InvalidObjectState", "InvalidRequest"} or code.startswith("KMS."):
+        return PermissionError(f"{uri}: can't be read as it is ({code})")
     if code in {"412", "PreconditionFailed"}:
         return BlockingIOError(f"{uri}: changed since it was indexed")
     if code in {"NoCredentialsError", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}:

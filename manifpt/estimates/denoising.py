@@ -36,6 +36,7 @@ __all__ = ["train_denoiser"]
 
 _SIGMAS = (0.002, 0.05)  # of pixels in [0, 1]
 _BATCH = 32
+_LEAST_REALS = 10  # of which one is held out
 _LEARNING_RATE = 2e-3
 _REPORT_EVERY = 250  # steps
 _WARM_UP = 0.05
@@ -66,6 +67,8 @@ def train_denoiser(config: DenoiserConfig) -> dict[str, Any]:
         )
     if config.images < _BATCH:
         raise ConfigError(f"--images must be at least {_BATCH}, not {config.images}.")
+    if bundle.images < _LEAST_REALS:
+        raise ConfigError(f"A denoiser needs {_LEAST_REALS} real images or more, and {bundle.uri} has {bundle.images}.")
     facts = {
         "color": spec.color,
         "codec": spec.codec,
@@ -98,7 +101,8 @@ def _train(worker: Worker, job: _Job) -> None:
     reference = Reference(Codes(bundle, spec.code_key), spec)
     count = len(reference.codes.array)
     held_out = np.random.default_rng(seed).permutation(count)[: min(512, count // 10)]
-    rows_n = np.setdiff1d(np.arange(count), held_out)[worker.rank :: worker.count]
+    rows_n = np.setdiff1d(np.arange(count), held_out)
+    rows_n = rows_n[worker.rank :: worker.count] if len(rows_n) >= worker.count else rows_n
     torch.manual_seed(seed)
     model = Denoiser().to(worker.device).to(memory_format=torch.channels_last)
     parallel, optimizer = worker.parallel(model), torch.optim.AdamW(model.parameters(), _LEARNING_RATE)

@@ -462,7 +462,7 @@ def test_references_of_one_folder_name_stay_apart(tmp_path: Path) -> None:
 def test_a_baseline_refuses_an_image_that_was_changed(tmp_path: Path) -> None:
     """A tar or a Parquet file that was written again, whose ids are the old ones."""
     row = {"uri": "a.png", "content_hash": content_hash(decode(encoded(picture(seed=1), "PNG")))}
-    view = View(height_px=8, width_px=8)
+    view = View(height_px=8, width_px=8, resized=True, min_px=8)
     assert baseline_task._view(row, encoded(picture(seed=1), "BMP"), view).shape == (3, 8, 8), "the same pixels"
     with pytest.raises(ConfigError, match=r"a\.png was changed since the run"):
         baseline_task._view(row, encoded(picture(seed=2), "PNG"), view)

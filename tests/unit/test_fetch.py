@@ -207,6 +207,7 @@ class TestImageColumn:
             ([("image", pa.binary())], "image"),
             ([("image", BYTES)], "image"),
             ([("picture", pa.large_binary())], "picture"),
+            ([("picture", pa.binary_view())], "picture"),
             ([("md5", pa.binary()), ("image", pa.binary())], "image"),
             ([("image", pa.string()), ("data", pa.binary())], "data"),
             ([("a", pa.string()), ("img", BYTES), ("raw", pa.binary())], "img"),

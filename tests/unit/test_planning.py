@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from manifpt.config import ArtifactsConfig, ReferenceConfig
+from manifpt.config import ArtifactsConfig, DenoiserConfig, ReferenceConfig
 from manifpt.errors import ConfigError, PlanMismatch
 from manifpt.estimates import Estimate
 from manifpt.estimates.denoiser import Denoiser, save_denoiser
+from manifpt.estimates.denoising import train_denoiser
 from manifpt.indexing import IndexOptions, index
 from manifpt.manifest import write_manifest
 from manifpt.plan import Plan, publish_plan
@@ -188,3 +189,10 @@ def test_an_equalized_reference_passes_its_codec_on(folder: Path) -> None:
     denoiser = str(folder / "denoiser")
     with pytest.raises(ConfigError, match="codec '', and the space has 'jpeg'"):
         planned(folder, reference="equalized", estimate="denoiser", denoiser=denoiser, spaces=("rgb",))
+
+
+def test_a_denoiser_of_fewer_reals_than_it_can_be_measured_on_is_refused(folder: Path, tmp_path: Path) -> None:
+    config = DenoiserConfig(reference=str(folder / "reference"), space="rgb", output=str(tmp_path / "denoiser"))
+    with pytest.raises(ConfigError, match="needs 10 real images or more, and .* has 8"):
+        train_denoiser(config)
+    assert not (tmp_path / "denoiser").exists()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
-from manifpt.spaces import spec_of
+from manifpt.spaces import SpaceSpec, spec_of
 from manifpt.spaces.base import View
 from manifpt.spaces.resize import resized
 from manifpt.spaces.weights import resolve_weights
@@ -78,3 +78,17 @@ def test_a_shard_resized_later_has_the_same_codes(tmp_path: Path, sizes: tuple[i
     for name in one:
         if name.startswith(("code:", "index:")):
             np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_a_view_that_a_space_of_pixels_shares_is_resized_at_once(tmp_path: Path) -> None:
+    """It is that space's code: a reference made where there is a GPU had images of another size than it said."""
+    torch.manual_seed(0)
+    save_file(resnet18().state_dict(), tmp_path / "own.safetensors")
+    own = {"mine": {"architecture": "torchvision:resnet18", "size_px": 32, "min_px": 32,
+                    "weights": str(tmp_path / "own.safetensors")}}  # fmt: skip
+    put(tmp_path / "queries/a/0.png", encoded(picture(40), "PNG"))
+    pixels = SpaceSpec(name="rgb", kind="rgb", size_px=32, height_px=32, width_px=32)
+    network = replace(resolve_weights(spec_of("mine", own)), height_px=32, width_px=32)
+    assert pixels.view.key == network.view.key
+    shard = decode_rows(planned(tmp_path, "queries", (pixels, network)), 0, resize_later=True)
+    assert shard[f"view:{pixels.view.key}"].shape == (1, 3, 32, 32)

@@ -224,5 +224,24 @@ def test_a_part_of_a_scan_that_was_killed_is_adopted_with_its_images_without_a_v
     path = part_path("attributions", "rgb", 0)
     held = pa.table({"image_id": ["a"], "uri": ["a"], "source": pa.array(["gan"])})
     ours = pa.table({"image_id": ["a", "b"], "uri": ["a", "b"], "source": pa.array(["gan", None])})
-    (found,) = _reconciled({path: ours}, {path: held}, [])
+    (found,) = _reconciled({path: ours}, {path: held}, [], {})
     assert (found.image_id, found.source, found.reason) == ("b", "", "changed")
+
+
+def test_a_reference_that_is_resumed_keeps_the_reasons() -> None:
+    """Its parts have codes' names, and rejections have spaces'."""
+    rows = {name: pa.table({"image_id": list(ids), "uri": list(ids)}) for name, ids in (("ab", "ab"), ("a", "a"))}
+    part_of = {"rgb": "native-8x8", "frequency": "native-8x8", "supervised": "net", "mine": "none-came-through"}
+    paths = [part_path("embeddings", name, 0) for name in ("native-8x8", "net")]
+    rejected = [
+        Rejected("b", "b", "real", "rgb", "size_mismatch", "9 x 9 px"),
+        Rejected("b", "b", "real", "frequency", "size_mismatch", "9 x 9 px"),
+        Rejected("a", "a", "real", "mine", "too_small", ""),
+        Rejected("c", "c", "real", None, "missing", "404"),
+    ]
+    held = {paths[0]: rows["a"], paths[1]: rows["ab"]}
+    found = _reconciled(held, held, rejected, part_of)
+    assert [(r.image_id, r.space, r.reason) for r in found] == [
+        ("a", "mine", "too_small"), ("b", "rgb", "size_mismatch"), ("b", "frequency", "size_mismatch"),
+        ("c", None, "missing"),
+    ]  # fmt: skip
