@@ -183,6 +183,7 @@ def run_tasks(
     items: Sequence[tuple[Any, ...]],
     cpus: float,
     gpus: Sequence[float] | None = None,
+    memory_bytes: Sequence[int] | None = None,
     runtime_env: dict[str, Any] | None = None,
 ) -> Iterator[Any]:
     """Calls a function for each item, in tasks, and yields what they return as each ends.
@@ -192,13 +193,17 @@ def run_tasks(
         items: one a task.
         cpus: of a task.
         gpus: of each; None: none.
+        memory_bytes: that each reserves, as far as the largest node has it: fewer run at once where it is short.
         runtime_env: of the tasks' processes, as Ray has it.
     """
     task = ray.remote(_task)
     options = {"num_cpus": cpus, "max_retries": _TASK_RETRIES["max_retries"], "runtime_env": runtime_env}
+    largest = max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
     waiting = [
-        task.options(**options, num_gpus=share).remote(work, item, environment())
-        for item, share in zip(items, gpus or [0.0] * len(items), strict=True)
+        task.options(**options, num_gpus=share, memory=min(taken, int(largest)) or None).remote(
+            work, item, environment()
+        )
+        for item, share, taken in zip(items, gpus or [0.0] * len(items), memory_bytes or [0] * len(items), strict=True)
     ]
     while waiting:
         ready, waiting = ray.wait(waiting)

@@ -33,6 +33,7 @@ _COLUMNS = ["image_id", "uri", "container", "offset", "size_bytes", "source", "s
             "distance"]  # fmt: skip
 _KINDS = {"offset": pa.int64(), "size_bytes": pa.int64(), "distance": pa.float32()}
 _GROUP = "latent_group"
+_OWN = ("label", "shard", "place")  # columns that examples add
 _WHERE_KEPT = ["went_through_jpeg"]  # the codec audit's
 
 
@@ -179,6 +180,8 @@ def read_rows(run: str, space: str, group_column: str | None = None, altered: bo
         ConfigError: no such run, space or column; a run that isn't finished or altered its images; shards that don't
             belong together.
     """
+    if group_column in _OWN:
+        raise ConfigError(f"--group-column {group_column}: examples have a column of this name already; use another.")
     plan = read_plan(run) if altered else read_plain_plan(run)
     spec = next((spec for spec in plan.spaces if spec.name == space), None)
     if spec is None:

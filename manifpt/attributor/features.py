@@ -112,8 +112,9 @@ def oas(covariance_ff: np.ndarray, count: float) -> np.ndarray:
     """A covariance shrunk towards a multiple of the identity: float64 [F, F], of full rank, also where it was zero.
 
     (1 - rho) C + rho tr(C) / F I with the oracle approximating shrinkage (Chen et al., IEEE Trans. Signal Processing
-    58, 2010, eq. 23), which needs nothing of the images but their covariance and count. F features of a network have
-    few images a feature, and directions in which none differed in training must not decide a distance.
+    58, 2010, eq. 23, as scikit-learn has it: without the terms of 2 / F), which needs nothing of the images but their
+    covariance and count. F features of a network have few images a feature, and directions in which none differed in
+    training must not decide a distance.
 
     Args:
         covariance_ff: float64 [F, F], biased: a sum over images divided by their number.

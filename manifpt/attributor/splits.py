@@ -1,4 +1,4 @@
-"""Training, validation and test images of every label, with no near copy on two sides.
+"""Training, validation and test images of every label, with no two images of one group, or of the same pixels, on two.
 
 Legend: B images, C components (images that must stay together), L labels, S = 3 sides.
 

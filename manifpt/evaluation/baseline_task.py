@@ -18,7 +18,7 @@ from manifpt.attributor.splits import TEST, TRAIN, VALIDATION
 from manifpt.baselines import make_baseline
 from manifpt.decode import content_hash, decode
 from manifpt.errors import BadImage, ConfigError
-from manifpt.evaluation.tasks import Work, end_stage, end_test, gathered
+from manifpt.evaluation.tasks import Work, end_stage, end_test, gathered, refuse_large
 from manifpt.fetch import fetch
 from manifpt.spaces import View
 
@@ -32,6 +32,7 @@ def fit_baseline(work: Work) -> dict[str, Any]:
         return done
     assert work.view is not None
     torch.set_num_threads(work.threads)
+    refuse_large(work)
     images = {side: _images(work.examples, side, work.view) for side in (TRAIN, VALIDATION)}
     height_px, width_px = images[TRAIN][0].shape[2:]
     baseline = make_baseline(work.name, len(work.examples.labels), (height_px, width_px), work.seed, work.threads)

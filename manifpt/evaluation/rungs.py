@@ -71,12 +71,14 @@ class Rung:
         plan: of the test images in one space, altered by the step.
         climbers: attributors of such artifacts.
         gpus: that it takes, where there are some.
+        memory_bytes: that it reserves; a reference and a shard are those of any run.
         threads, device: to compute with.
     """
 
     plan: Plan
     climbers: Sequence[Climber]
     gpus: float = 1.0
+    memory_bytes: int = 0
     threads: int = 1
     device: str = "cpu"
 

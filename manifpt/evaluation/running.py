@@ -24,7 +24,7 @@ def run_works(
 
     Args:
         task: a function of a work; leaves its result in storage and returns it.
-        works: dataclasses with a field `device`, and with `gpus`, see `Work`.
+        works: dataclasses with a field `device`, and with `gpus` and `memory_bytes`, see `Work`.
         stage: its name in the log.
         told: what the log says of a result.
     """
@@ -32,7 +32,10 @@ def run_works(
     gpus_each = [work.gpus if gpus else 0.0 for work in works]
     items = [(replace(work, device="cuda" if share else "cpu"),) for work, share in zip(works, gpus_each, strict=True)]
     begin = time.monotonic()
-    results = pipeline.run_tasks(task, items, cpus=min(1.0, cpus), gpus=gpus_each, runtime_env=network_env(gpus))
+    memory = [work.memory_bytes for work in works]
+    results = pipeline.run_tasks(
+        task, items, cpus=min(1.0, cpus), gpus=gpus_each, memory_bytes=memory, runtime_env=network_env(gpus)
+    )
     for done, found in enumerate(results, start=1):
         rate = (time.monotonic() - begin) / done
         event(f"{stage}_done", **told(found), done=f"{done}/{len(items)}", eta_s=round(rate * (len(items) - done)))

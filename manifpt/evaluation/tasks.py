@@ -50,6 +50,7 @@ __all__ = [
     "fit_attributor",
     "gathered",
     "outputs_uri",
+    "refuse_large",
     "test_attributor",
     "trained_network",
 ]
@@ -92,6 +93,16 @@ class Work:
         """What it fills of one, where there is one."""
         return _GPUS.get(self.name, 1.0)
 
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes at most: its artifacts or pixels, twice while their parts are put together."""
+        images = len(self.examples.label_n) + (self.test_examples is not self.examples) * len(
+            self.test_examples.label_n
+        )
+        if self.view is not None:
+            return 2 * images * 3 * (self.view.height_px or 0) * (self.view.width_px or 0)
+        return 2 * np.dtype(self.examples.dtype).itemsize * images * int(np.prod(self.examples.shape))
+
     def outputs_uri(self, side: str) -> str:
         """Where what it says of a side lies."""
         return outputs_uri(self.folder, side)
@@ -118,7 +129,7 @@ def fit_attributor(work: Work) -> dict[str, Any]:
     assert work.recipe is not None
     torch.set_num_threads(work.threads)
     examples, recipe = work.examples, work.recipe
-    _refuse_large(examples)
+    refuse_large(work)
     artifacts, label_n, _ = artifacts_of(examples, TRAIN)
     torch.manual_seed(work.seed)
     network = make_network(work.name, examples.shape, len(examples.labels))
@@ -144,13 +155,17 @@ def fit_attributor(work: Work) -> dict[str, Any]:
     })  # fmt: skip
 
 
-def _refuse_large(examples: Examples) -> None:
-    """Evaluation keeps artifacts in memory, once as they are and once in float32."""
-    needed_bytes = 8 * len(examples.label_n) * int(np.prod(examples.shape))
-    if needed_bytes > memory_bytes() // 2:
+def refuse_large(work: Work) -> None:
+    """An evaluation keeps a method's images in memory.
+
+    Raises:
+        ConfigError: half of this machine's would not hold them.
+    """
+    if work.memory_bytes > memory_bytes() // 2:
         raise ConfigError(
-            f"{len(examples.label_n):,} artifacts of {examples.run} take {needed_bytes / 2**30:.0f} GiB here: lower "
-            f"--most-images, or use train_attributor, which streams, and give its bundle to --attributor."
+            f"{work.name} takes {work.memory_bytes / 2**30:.0f} GiB for {len(work.examples.label_n):,} images of "
+            f"{work.examples.run} here: lower --most-images, or use train_attributor, which streams, and give its "
+            f"bundle to --attributor."
         )
 
 

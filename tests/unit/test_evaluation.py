@@ -29,8 +29,9 @@ from manifpt.config import EvaluateConfig
 from manifpt.decode import content_hash, decode
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
-from manifpt.evaluation import baseline_task
+from manifpt.evaluation import baseline_task, tasks
 from manifpt.evaluation import evaluate as evaluate_module
+from manifpt.evaluation.baseline_task import fit_baseline
 from manifpt.evaluation.bundles import row_of_bundle
 from manifpt.evaluation.evaluate import evaluate_attributor
 from manifpt.evaluation.fusion import fit_weights, fused
@@ -206,6 +207,7 @@ def test_reals_of_another_kind_are_a_group_of_their_own_and_a_control(tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"group_column": "label"}, "--group-column label: examples have a column of this name already"),
         ({"networks": ("large",)}, "Unknown network 'large' in --networks; known: resnet50, small, released, head"),
         ({"artifacts": ()}, "one run or more"),
         ({"epochs": 0}, "--epochs must be at least 1, not 0"),
@@ -256,6 +258,21 @@ def test_a_task_leaves_its_result_and_finds_it_again(tmp_path: Path) -> None:
     assert fit_attributor(again)["validation_accuracy"] == fitted["validation_accuracy"], (
         "the same seed, the same numbers"
     )
+
+
+def test_what_memory_does_not_hold_is_refused_and_the_rest_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = select_examples(str(make_run(tmp_path / "run", rows_of(SOURCES))), "rgb", Choice(labels={}))
+    attributor = work_of(tmp_path, examples)
+    baseline = replace(attributor, name="durall20", recipe=None, view=View(32, 32, resized=True, min_px=8))
+    assert attributor.memory_bytes == 2 * 2 * 112 * 3 * 4 * 4, "float16, twice"
+    assert baseline.memory_bytes == 2 * 112 * 3 * 32 * 32
+    assert replace(attributor, test_examples=replace(examples)).memory_bytes == 2 * attributor.memory_bytes
+    monkeypatch.setattr(tasks, "memory_bytes", lambda: 1000)
+    for fit, work in ((fit_attributor, attributor), (fit_baseline, baseline)):
+        with pytest.raises(ConfigError, match=f"{work.name} takes 0 GiB for 112 images"):
+            fit(work)
 
 
 def test_small_fits_share_a_gpu_and_those_without_a_network_take_none(
