@@ -12,6 +12,7 @@ report.html  scan.json        the last windows to look at; the state, written la
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ from manifpt.monitoring.settings import Settings, read_settings
 from manifpt.monitoring.windows import Window, open_window, plan_window, read_result, record_inventory, window_folder
 from manifpt.plan import publish_facts
 from manifpt.shards import committed_shards, read_commits
-from manifpt.storage import join, store_of
+from manifpt.storage import is_local, join, store_of
 from manifpt.telemetry import Telemetry
 
 __all__ = ["scan"]
@@ -52,8 +53,13 @@ def scan(config: ScanConfig) -> dict[str, Any]:
     check_actors(config.max_actors)
     settings = read_settings(config)
     plan_uri = join(settings.output, "scan-plan.json")
-    if store_of(settings.output).stat(plan_uri) is None and not _is_anything(settings.inputs):
-        raise ConfigError(f"There is nothing at {', '.join(settings.inputs)} yet; check the path, or scan again later.")
+    if store_of(settings.output).stat(plan_uri) is None:
+        if not _is_anything(settings.inputs):
+            there = ", ".join(settings.inputs)
+            raise ConfigError(f"There is nothing at {there} yet; check the path, or scan again later.")
+    elif absent := [uri for uri in settings.inputs if is_local(uri) and not os.path.exists(uri)]:
+        # Else all of it would be gone now, and new when the share is mounted again.
+        raise ConfigError(f"{absent[0]} is not there any more: mount it, or leave an empty folder where it was.")
     publish_facts(plan_uri, settings.facts(), "scan")
     try:
         with held(settings.output) as lease:

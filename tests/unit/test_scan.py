@@ -94,6 +94,16 @@ def test_new_changed_and_deleted_objects_are_told_apart(made: Path, bucket: Path
     assert scan(config_of(made, output, bucket))["images"] == 1, "what comes back is new"
 
 
+def test_a_share_that_is_not_mounted_is_no_bucket_that_was_emptied(made: Path, bucket: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scans"
+    scan(config_of(made, output, bucket))
+    bucket.rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="bucket is not there any more: mount it"):
+        scan(config_of(made, output, bucket))
+    (tmp_path / "elsewhere").rename(bucket)
+    assert scan(config_of(made, output, bucket))["window"] == 1
+
+
 def test_only_deleted_objects_make_a_window_without_images(made: Path, bucket: Path, tmp_path: Path) -> None:
     output = tmp_path / "scans"
     scan(config_of(made, output, bucket))
