@@ -9,6 +9,7 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -212,9 +213,16 @@ def _tar_rows(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Ite
         yield from _sample_rows(entry, images, fields, options)
 
 
-def _opened(uri: str) -> IO[bytes]:
+@contextmanager
+def _opened(uri: str) -> Iterator[IO[bytes]]:
+    """A stream that may refuse at its first byte, as that of an archived object does, or at a later one.
+
+    Raises:
+        ObjectUnreadable: it is gone, or not for us.
+    """
     try:
-        return store_of(uri).open(uri)
+        with store_of(uri).open(uri) as stream:
+            yield stream
     except FileNotFoundError as error:
         raise ObjectUnreadable(f"{uri} is gone since it was listed; index again.", RejectReason.MISSING) from error
     except PermissionError as error:

@@ -30,7 +30,7 @@ from manifpt.packing import cell, pack, unpack
 from manifpt.plan import Plan
 from manifpt.projecting import Projecting
 from manifpt.reader import ArtifactReader
-from manifpt.resources import ActorShare, Shares, network_env, share
+from manifpt.resources import ActorShare, Shares, network_env, reservable_bytes, share
 from manifpt.shards import tally
 
 if TYPE_CHECKING:  # every process of a job imports this module, and SciPy comes with that one
@@ -193,17 +193,19 @@ def run_tasks(
         items: one a task.
         cpus: of a task.
         gpus: of each; None: none.
-        memory_bytes: that each reserves, as far as the largest node has it: fewer run at once where it is short.
+        memory_bytes: that each reserves, as far as a node has it: fewer run at once where it is short.
         runtime_env: of the tasks' processes, as Ray has it.
     """
     task = ray.remote(_task)
     options = {"num_cpus": cpus, "max_retries": _TASK_RETRIES["max_retries"], "runtime_env": runtime_env}
-    largest = max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     waiting = [
-        task.options(**options, num_gpus=share, memory=min(taken, int(largest)) or None).remote(
-            work, item, environment()
+        task.options(
+            **options, num_gpus=share, memory=reservable_bytes(wanted_bytes, nodes, cpus, share) or None
+        ).remote(work, item, environment())
+        for item, share, wanted_bytes in zip(
+            items, gpus or [0.0] * len(items), memory_bytes or [0] * len(items), strict=True
         )
-        for item, share, taken in zip(items, gpus or [0.0] * len(items), memory_bytes or [0] * len(items), strict=True)
     ]
     while waiting:
         ready, waiting = ray.wait(waiting)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ __all__ = [
     "TrainingShares",
     "memory_bytes",
     "network_env",
+    "reservable_bytes",
     "share",
     "share_training",
 ]
@@ -47,6 +48,18 @@ def memory_bytes(limits: Sequence[str] = _LIMITS) -> int:
         except (OSError, ValueError):  # no such group, or "max"
             continue
     return min(found)
+
+
+def reservable_bytes(wanted_bytes: int, nodes: Iterable[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    """As much of a task's memory as some node has that has its CPUs and GPUs too: one that fits on none waits for ever.
+
+    Args:
+        wanted_bytes: what it takes.
+        nodes: Ray's resources of each.
+        cpus, gpus: of the task.
+    """
+    able = (node.get("memory", 0.0) for node in nodes if node.get("CPU", 0.0) >= cpus and node.get("GPU", 0.0) >= gpus)
+    return min(wanted_bytes, int(max(able, default=0.0)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,10 +158,11 @@ def _reconciled(
         detail = "another run of this plan, at the same time, could not use it"
         found = list(without_part.get(image_id, ()))
         for name in absent:
-            unknown = [] if found else [Rejected(image_id, uri, source, name, "changed", detail)]
+            unknown = [Rejected(image_id, uri, source, name, "changed", detail)]
             found += [replace(r, space=r.space or name) for r in why.get((image_id, name), unknown)]
         if found and len(absent) == len(tables):
-            found = [replace(found[0], space=None)]
+            told = next((r for r in found if r.detail != detail), found[0])
+            found = [replace(told, space=None)]
         out += found
     return out
 

@@ -115,8 +115,11 @@ def is_local(uri: str) -> bool:
 
 
 def is_of_storage(error: BaseException) -> bool:
-    """Whether an error from below pyarrow is storage's. Damaged data are an `OSError` too, but have no number."""
-    return isinstance(error, OSError) and error.errno is not None
+    """Whether an error from below pyarrow is storage's. Damaged data are an `OSError` too, but have no number.
+
+    s3fs gives none to what is forbidden.
+    """
+    return isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError)
 
 
 def join(uri: str, *parts: str) -> str:

@@ -176,8 +176,11 @@ class S3Store:
             raise _translated(cause, uri) from error
 
     def open(self, uri: str) -> IO[bytes]:
-        if self.stat(uri) is None:
-            raise FileNotFoundError(uri)
+        try:
+            self.read(uri, 0, 1)  # tells why an object can't be read; s3fs would later, in other words
+        except StorageError as error:
+            if "InvalidRange" not in str(error):  # of an empty object
+                raise
         stream: IO[bytes] = io.BufferedReader(self._files.open(uri, "rb"), 1 << 20)
         return stream
 

@@ -11,13 +11,17 @@ report.html  scan.json        the last windows to look at; the state, written la
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
+
+import pyarrow.compute as pc
 
 from manifpt import cluster
 from manifpt.computing import Computing, check_actors
@@ -27,7 +31,7 @@ from manifpt.errors import ConfigError
 from manifpt.indexing import entries
 from manifpt.log import event
 from manifpt.monitoring.alerts import Alert
-from manifpt.monitoring.inventory import merge_inventory
+from manifpt.monitoring.inventory import known, merge_inventory
 from manifpt.monitoring.lease import Lease, Taken, held
 from manifpt.monitoring.result import alerts_in, window_result
 from manifpt.monitoring.settings import Settings, read_settings
@@ -53,13 +57,12 @@ def scan(config: ScanConfig) -> dict[str, Any]:
     check_actors(config.max_actors)
     settings = read_settings(config)
     plan_uri = join(settings.output, "scan-plan.json")
-    if store_of(settings.output).stat(plan_uri) is None:
-        if not _is_anything(settings.inputs):
-            there = ", ".join(settings.inputs)
-            raise ConfigError(f"There is nothing at {there} yet; check the path, or scan again later.")
-    elif absent := [uri for uri in settings.inputs if is_local(uri) and not os.path.exists(uri)]:
-        # Else all of it would be gone now, and new when the share is mounted again.
-        raise ConfigError(f"{absent[0]} is not there any more: mount it, or leave an empty folder where it was.")
+    if store_of(settings.output).stat(plan_uri) is None and not _is_anything(settings.inputs):
+        raise ConfigError(f"There is nothing at {', '.join(settings.inputs)} yet; check the path, or scan again later.")
+    for uri in settings.inputs:
+        if is_local(uri) and not os.path.exists(uri) and _was_seen(settings.output, uri):
+            # Else all of it would be gone now, and new when the share is mounted again.
+            raise ConfigError(f"{uri} is not there any more: mount it, or leave an empty folder where it was.")
     publish_facts(plan_uri, settings.facts(), "scan")
     try:
         with held(settings.output) as lease:
@@ -120,6 +123,15 @@ def _is_anything(inputs: Sequence[str]) -> bool:
     return any(True for uri in inputs for _ in entries(uri, Counter(), may_be_empty=True))
 
 
+def _was_seen(output: str, uri: str) -> bool:
+    """Whether a scan found anything there."""
+    below = uri.rstrip("/") + "/"
+    return any(
+        pc.any(pc.or_(pc.equal(table["uri"], uri), pc.starts_with(table["uri"], below))).as_py()
+        for table in known(output)
+    )
+
+
 def _state(output: str) -> dict[str, Any]:
     uri = join(output, "scan.json")
     found = stored_object(uri, {"window": int, "watermark_s": (int, float)}) or {}
@@ -166,13 +178,17 @@ def _quiet(output: str, last: int) -> list[dict[str, Any]]:
     They may lie far back, since what alerts goes on alerting until it is dealt with.
     """
     found: list[dict[str, Any]] = []
-    for number in range(last, max(0, last - _MOST_LOOKED_AT), -1):
-        result = _result(output, number)
-        if result["images"] and not result["alerts"]:
-            found.insert(0, result)
-        if len(found) == _SHOWN_WINDOWS:
-            break
-    return found
+    with ThreadPoolExecutor(_SHOWN_WINDOWS) as pool:
+        for newest in range(last, max(0, last - _MOST_LOOKED_AT), -_SHOWN_WINDOWS):
+            numbers = range(newest, max(0, newest - _SHOWN_WINDOWS), -1)
+            # What no report shows any more may have been taken away.
+            read = _result if newest == last else read_result
+            for result in pool.map(functools.partial(read, output), numbers):
+                if result is None or len(found) == _SHOWN_WINDOWS:
+                    return found[::-1]
+                if result["images"] and not result["alerts"]:
+                    found.append(result)
+    return found[::-1]
 
 
 def _result(output: str, number: int) -> dict[str, Any]:

@@ -250,11 +250,9 @@ def _readable(waiting: pa.Table) -> pa.Table:
 
     def is_readable(uri: str) -> bool:
         try:
-            with store_of(uri).open(uri) as stream:
-                stream.read(1)
+            return bool(store_of(uri).read(uri, 0, 1))
         except (FileNotFoundError, PermissionError):
             return False
-        return True
 
     if not len(waiting):
         return waiting
@@ -269,10 +267,11 @@ def _distinct(
     seen: set[str] = set()
     repeated = 0
     for found in images:
+        if _IN_CONTAINER.search(uri):
+            problems[uri] = "its name is that of a part of a tar or Parquet file: rename it", RejectReason.UNSUPPORTED
+            return
         if isinstance(found, pa.RecordBatch):  # ids are numbers of rows
             yield found
-        elif found.get("container") is None and _IN_CONTAINER.search(uri):
-            problems[uri] = "its name is that of a part of a tar or Parquet file: rename it", RejectReason.UNSUPPORTED
         elif found["image_id"] in seen:  # as `tar -r` writes a file that has changed
             repeated += 1
         else:

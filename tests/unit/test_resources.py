@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifpt.resources import memory_bytes, share, share_training
+from manifpt.resources import memory_bytes, reservable_bytes, share, share_training
 
 MANY = 10_000  # shards
 
@@ -149,3 +149,11 @@ def test_memory_is_what_the_container_may_use(tmp_path: Path) -> None:
     absent, none, old, limit = (str(tmp_path / name) for name in ("absent", "none", "old", "limit"))
     assert memory_bytes([absent]) == memory_bytes([none]) == memory_bytes([old]) == machine
     assert memory_bytes([none, limit]) == machine // 3
+
+
+def test_a_task_reserves_no_more_than_a_node_has_that_can_run_it() -> None:
+    nodes = [{"CPU": 64.0, "memory": 400e9}, {"CPU": 16.0, "GPU": 1.0, "memory": 40e9}, {"memory": 900e9}]
+    assert reservable_bytes(int(50e9), nodes, 1, 0.25) == int(40e9)
+    assert reservable_bytes(int(50e9), nodes, 1, 0) == int(50e9)
+    assert reservable_bytes(int(500e9), nodes, 1, 0) == int(400e9), "the head runs no tasks"
+    assert reservable_bytes(1, nodes, 1, 2) == reservable_bytes(1, [], 1, 0) == 0, "nodes are still to come"

@@ -102,6 +102,8 @@ def test_a_share_that_is_not_mounted_is_no_bucket_that_was_emptied(made: Path, b
         scan(config_of(made, output, bucket))
     (tmp_path / "elsewhere").rename(bucket)
     assert scan(config_of(made, output, bucket))["window"] == 1
+    both = config_of(made, tmp_path / "two", bucket, tmp_path / "not-yet")
+    assert [scan(both)["window"] for _ in range(2)] == [1, 1], "a folder that is still to come is no loss"
 
 
 def test_only_deleted_objects_make_a_window_without_images(made: Path, bucket: Path, tmp_path: Path) -> None:
@@ -271,12 +273,15 @@ def test_two_images_of_one_id_never_end_a_scan(made: Path, bucket: Path, tmp_pat
         [(name, encoded(picture(32, seed), "PNG")) for seed, name in enumerate(("x.png", "y.png", "x.png"))],
     )
     (bucket / "a.tar#y.png").write_bytes(encoded(picture(32, 9), "PNG"))
+    tar_of(bucket / "a.tar#b.tar", [("x.png", encoded(picture(32, 8), "PNG"))])
     output = tmp_path / "scans"
     state = scan(config_of(made, output, bucket))
-    assert rejected_in(output, 1) == [("a.tar", "unsupported"), ("a.tar#y.png", "unsupported")]
+    assert rejected_in(output, 1) == [
+        ("a.tar", "unsupported"), ("a.tar#b.tar", "unsupported"), ("a.tar#y.png", "unsupported"),
+    ]  # fmt: skip
     told = [name for name in ids(attributions(output)) if ".tar" in name]
     assert told == [f"{bucket / 'a.tar'}#x.png", f"{bucket / 'a.tar'}#y.png"]
-    assert state["rejected"] == 2 and scan(config_of(made, output, bucket))["window"] == 1
+    assert state["rejected"] == 3 and scan(config_of(made, output, bucket))["window"] == 1
 
 
 def test_what_can_not_be_read_is_told_once_and_attributed_when_it_can_be(
@@ -284,24 +289,30 @@ def test_what_can_not_be_read_is_told_once_and_attributed_when_it_can_be(
 ) -> None:
     """An image and a tar. Each scan would make a window of them, all rejected, or never look at the tar again."""
     tar_of(bucket / "shut.tar", [("x", encoded(picture(32, 1), "PNG"))])
+    pq.write_table(pa.table({"image": [encoded(picture(32, 4), "PNG")]}), bucket / "shut.parquet")
     (bucket / "shut.png").write_bytes(encoded(picture(32, 2), "PNG"))
-    shut, store = {"shut.tar", "shut.png"}, storage.LocalStore
+    shut, store = {"shut.tar", "shut.parquet", "shut.png"}, storage.LocalStore
 
-    def guarded(name: str) -> Callable[..., Any]:
-        real = getattr(store, name)
+    class Refusing(io.BytesIO):
+        """As s3fs reads what is archived: opened without a word."""
 
-        def method(self: Any, uri: str, *arguments: Any) -> Any:
-            if Path(uri).name in shut:
-                raise PermissionError(f"no permission to read {uri}")
-            return real(self, uri, *arguments)
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise PermissionError("not for you")
 
-        return method
+    read, opened = store.read, store.open
 
-    for name in ("read", "open"):
-        monkeypatch.setattr(store, name, guarded(name))
+    def guarded(self: Any, uri: str, *arguments: Any) -> bytes:
+        if Path(uri).name in shut:
+            raise PermissionError(f"no permission to read {uri}")
+        return read(self, uri, *arguments)
+
+    monkeypatch.setattr(store, "read", guarded)
+    monkeypatch.setattr(
+        store, "open", lambda self, uri: Refusing(bytes(99)) if Path(uri).name in shut else opened(self, uri)
+    )
     output = tmp_path / "scans"
-    assert scan(config_of(made, output, bucket))["rejected"] == 2
-    assert rejected_in(output, 1) == [("shut.png", "forbidden"), ("shut.tar", "forbidden")]
+    assert scan(config_of(made, output, bucket))["rejected"] == 3
+    assert rejected_in(output, 1) == [(f"shut.{ending}", "forbidden") for ending in ("parquet", "png", "tar")]
     for _ in range(2):
         state = scan(config_of(made, output, bucket))
         assert (state["window"], state["images"], state["windows_ended"]) == (1, 0, [])
@@ -310,8 +321,10 @@ def test_what_can_not_be_read_is_told_once_and_attributed_when_it_can_be(
     assert (state["window"], state["rejected"]) == (2, 0), "what is still shut is no news"
     shut.clear()
     state = scan(config_of(made, output, bucket))
-    assert (state["window"], state["images"]) == (3, 2)
-    assert ids(attributions(output))[-2:] == [str(bucket / "shut.png"), f"{bucket / 'shut.tar'}#x"]
+    assert (state["window"], state["images"]) == (3, 3)
+    assert ids(attributions(output))[-3:] == [
+        f"{bucket / 'shut.parquet'}#0", str(bucket / "shut.png"), f"{bucket / 'shut.tar'}#x",
+    ]  # fmt: skip
     assert scan(config_of(made, output, bucket))["images"] == 0
     shut.add("gone.png")
     (bucket / "gone.png").write_bytes(encoded(picture(32, 3), "PNG"))
@@ -327,6 +340,10 @@ def test_drift_is_measured_against_quiet_windows_however_far_back(monkeypatch: p
     found = [result["window"] for result in scan_module._quiet("scans", 200)]
     assert found == [n for n in range(1, 91) if n % 7][-50:]
     assert scan_module._quiet("scans", 0) == []
+    monkeypatch.setattr(scan_module, "read_result", lambda output, number: results[number] if number > 120 else None)
+    assert scan_module._quiet("scans", 200) == [], "what lies further back than a report shows may be taken away"
+    with pytest.raises(ConfigError, match="has lost its window.json"):
+        scan_module._quiet("scans", 130)
 
 
 def test_a_reference_image_in_the_bucket_is_not_projected_onto_itself(made: Path, bucket: Path, tmp_path: Path) -> None:

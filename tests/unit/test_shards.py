@@ -245,3 +245,18 @@ def test_a_reference_that_is_resumed_keeps_the_reasons() -> None:
         ("a", "mine", "too_small"), ("b", "rgb", "size_mismatch"), ("b", "frequency", "size_mismatch"),
         ("c", None, "missing"),
     ]  # fmt: skip
+
+
+def test_every_part_that_lacks_an_image_is_told() -> None:
+    names = ("rgb", "frequency", "supervised")
+    paths = [part_path("artifacts", name, 0) for name in names]
+    both, one = (pa.table({"image_id": list(ids), "uri": list(ids), "source": list(ids)}) for ids in ("ab", "a"))
+    held = dict(zip(paths, (one, one, both), strict=True))
+    found = _reconciled(dict.fromkeys(paths, both), held, [Rejected("a", "a", "a", "dino", "too_small", "")], {})
+    assert [(r.image_id, r.space, r.reason) for r in found] == [
+        ("a", "dino", "too_small"), ("b", "rgb", "changed"), ("b", "frequency", "changed"),
+    ]  # fmt: skip
+    none = pa.table({"image_id": ["b"], "uri": ["b"], "source": ["b"]})
+    gone = [Rejected("a", "a", "a", "dino", "too_small", "8 px")]
+    (found,) = [r for r in _reconciled({paths[0]: both}, {paths[0]: none}, gone, {}) if r.image_id == "a"]
+    assert (found.space, found.reason, found.detail) == (None, "too_small", "8 px")
