@@ -122,8 +122,10 @@ def on_one_node() -> bool:
 
 # Where S3 is follows the driver to the workers. Who we are does not: secrets come from each node's own role or files.
 _S3_PLACE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+_WEIGHTS = "MANIFPT_WEIGHTS"  # too, where it is a place that all nodes have
 
 
 def environment() -> dict[str, str]:
-    """Where S3 is, for workers."""
-    return {name: os.environ[name] for name in _S3_PLACE if name in os.environ}
+    """Where S3 is, and the weights there, for workers."""
+    weights = (_WEIGHTS,) if os.environ.get(_WEIGHTS, "").startswith("s3://") else ()
+    return {name: os.environ[name] for name in (*_S3_PLACE, *weights) if name in os.environ}

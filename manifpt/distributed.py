@@ -7,6 +7,7 @@ know (a `ConfigError` in a worker) ends all workers at once: Ray Train would try
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -25,7 +26,7 @@ from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, R
 from torch import nn
 
 from manifpt.cluster import environment
-from manifpt.errors import ConfigError, WorkerError
+from manifpt.errors import ConfigError, TooManyRejected, WorkerError
 from manifpt.resources import TrainingShares, memory_bytes, network_env
 from manifpt.storage import join, store_of
 
@@ -139,7 +140,7 @@ def run_workers(
         train: rows that are dealt to the workers.
 
     Raises:
-        ConfigError: of a worker.
+        ConfigError, TooManyRejected: of a worker.
         WorkerError: workers died again and again.
     """
     error_uri = join(output, "errors", f"{uuid.uuid4().hex}.txt")
@@ -169,7 +170,8 @@ def run_workers(
         ) from error
     told = _read(error_uri)
     if told is not None:
-        raise ConfigError(told)
+        kind, text = told
+        raise TooManyRejected(text) if kind == TooManyRejected.__name__ else ConfigError(text)
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -185,18 +187,20 @@ def _work(config: dict[str, Any]) -> None:
     except Exception as error:
         told = told_in(error)
         if told is not None:
-            store_of(config["error_uri"]).write(config["error_uri"], told.encode())
+            kind = TooManyRejected.__name__ if isinstance(error, TooManyRejected) else ConfigError.__name__
+            store_of(config["error_uri"]).write(config["error_uri"], json.dumps([kind, told]).encode())
         raise
 
 
 def told_in(error: Exception) -> str | None:
-    """The sentence of a `ConfigError`, also of one of a reading task, of which Ray Data leaves the text only."""
+    """The sentence of an error that the user has to know; of a reading task's, Ray Data leaves the text only."""
     found = re.search(r"^manifpt\.errors\.(?:ConfigError|PlanMismatch): (.+)$", str(error), re.MULTILINE)
-    return found[1] if found else str(error) if isinstance(error, ConfigError) else None
+    return found[1] if found else str(error) if isinstance(error, ConfigError | TooManyRejected) else None
 
 
-def _read(uri: str) -> str | None:
+def _read(uri: str) -> list[str] | None:
     try:
-        return store_of(uri).read(uri).decode()
+        found: list[str] = json.loads(store_of(uri).read(uri))
+        return found
     except FileNotFoundError:
         return None

@@ -101,7 +101,10 @@ def entries(given: str, skipped: Counter[str], may_be_empty: bool = False) -> It
     store = store_of(root)
     empty = True
     try:
-        single = store.stat(root)
+        try:
+            single = store.stat(root)
+        except PermissionError:  # who may list a prefix need not be allowed to ask for an object of its name
+            single = None
         for entry in [single] if single else store.list(root):
             empty = False
             if _is_hidden(entry.key):

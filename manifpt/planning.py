@@ -40,7 +40,8 @@ def plan_reference(config: ReferenceConfig) -> tuple[Plan, str]:
     if config.encoder is not None:
         if "selfsupervised" not in config.spaces:
             raise ConfigError("--encoder is of the space selfsupervised: name it after --spaces.")
-        own["selfsupervised"] = {"encoder": config.encoder, **own.get("selfsupervised", {})}
+        own["selfsupervised"] = {**own.get("selfsupervised", {}), "encoder": config.encoder}
+        own["selfsupervised"].pop("weights_sha256", None)  # of other weights; an encoder's card states its own
     specs = [resolve_weights(spec_of(name, own, config.size_px)) for name in dict.fromkeys(config.spaces)]
     if not specs:
         raise ConfigError("A reference needs at least one space; name some after --spaces.")

@@ -21,7 +21,7 @@ import platform
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ def finish_bundle(plan: Plan, output: str) -> Bundle:
         "searches_measured_on": {"cpu": platform.processor() or platform.machine(), "threads": os.cpu_count()},
         "weights": {spec.name: spec.weights for spec in plan.spaces if spec.weights},
         "versions": library_versions(),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     store_of(uri).create(uri, json.dumps(document, indent=2).encode())
     return open_bundle(output)

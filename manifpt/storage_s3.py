@@ -113,9 +113,7 @@ class S3Store:
             raise
         except (FileNotFoundError, BaseError) as error:
             raise _by_code(_code_in(error), uri, error) from error
-        except BotoCoreError as error:
-            raise StorageError(f"{uri}: {_first_line(error)}") from error
-        except ClientError as error:
+        except (ClientError, BotoCoreError) as error:
             raise _translated(error, uri) from error
 
     def read(self, uri: str, offset: int | None = None, length: int | None = None, etag: str | None = None) -> bytes:
@@ -281,7 +279,7 @@ def _by_code(code: str, uri: str, error: BaseException) -> Exception:
     bucket, _ = _split(uri)
     if code == "NoSuchBucket":
         return ConfigError(f"There is no bucket {bucket!r} at this endpoint; create it, or correct {uri}.")
-    if code in {"404", "NoSuchKey", "NotFound"}:
+    if code in {"404", "NoSuchKey", "NotFound", "ParamValidationError"}:  # the last: of no name that S3 can have
         return FileNotFoundError(f"{uri}: no such object")
     if code in {"403", "AccessDenied", "Forbidden", "AllAccessDisabled"}:
         return PermissionError(f"{uri}: access denied")

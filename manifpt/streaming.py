@@ -52,10 +52,22 @@ class StreamedRows:
         self._kept: dict[str, np.ndarray] | None = None
         # All or none, where some have less memory: a stream waits until every worker asks for it again.
         if worker.summed(np.array([count <= self._buffer_rows], np.float64))[0] == worker.count:
-            blocks = list(self._blocks())
-            found = {name: np.concatenate([block[name] for block in blocks]) for name in self._columns if blocks}
+            self._kept = self._gathered()
             # They come in any order, and the seed's must follow from what there is.
-            self._kept = {name: values[np.argsort(found["row"])] for name, values in found.items()}
+            self._order_n = np.argsort(self._kept["row"]) if self._kept else np.empty(0, np.int64)
+
+    def _gathered(self) -> dict[str, np.ndarray]:
+        """The share, once in memory: {} of none."""
+        kept: dict[str, np.ndarray] = {}
+        done = 0
+        for block in self._blocks():
+            count = min(len(block["row"]), self._count - done)
+            for name in self._columns:
+                if name not in kept:
+                    kept[name] = np.empty((self._count, *block[name].shape[1:]), block[name].dtype)
+                kept[name][done : done + count] = block[name][:count]
+            done += count
+        return {name: values[:done] for name, values in kept.items()}
 
     def _blocks(self) -> Iterator[dict[str, np.ndarray]]:
         found: Iterator[dict[str, np.ndarray]] = self._stream.iter_batches(  # type: ignore[assignment]
@@ -71,9 +83,9 @@ class StreamedRows:
     def all(self, *columns: str) -> Iterator[tuple[np.ndarray, ...]]:
         """Every row's values once, in blocks."""
         if self._kept is not None:
-            found = [self._kept[name] for name in columns]
-            for start in range(0, len(found[0]), _BLOCK_ROWS):
-                yield tuple(values[start : start + _BLOCK_ROWS] for values in found)
+            for start in range(0, self.kept or 0, _BLOCK_ROWS):
+                row_n = self._order_n[start : start + _BLOCK_ROWS]
+                yield tuple(self._kept[name][row_n] for name in columns)
         else:
             yield from (tuple(block[name] for name in columns) for block in self._blocks())
 
@@ -81,7 +93,7 @@ class StreamedRows:
         """Shuffled batches of the columns and `row`, as many on each worker."""
         if self._kept is not None:
             for row_b in shuffled(self.kept or 0, batch_size, self._seed, number):
-                yield tuple(self._kept[name][row_b] for name in self._columns)
+                yield tuple(self._kept[name][self._order_n[row_b]] for name in self._columns)
             return
         streamed: Any = self._stream.iter_batches(
             batch_size=batch_size, batch_format="numpy", drop_last=True,

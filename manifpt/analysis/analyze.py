@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ def analyze_fingerprints(config: AnalyzeConfig) -> dict[str, Any]:
         "designs": None if designs is None else _designs(config.designs, designs, numbers),
         "paper_table5": {method: dict(row) for method, row in paper_table5().items()},
         "versions": library_versions(),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - begin, 1),
     }
     from manifpt.report.fingerprints import publish_report  # matplotlib and Bokeh cost a second

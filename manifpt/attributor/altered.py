@@ -79,6 +79,9 @@ def _refuse_other(altered: Plan, plan: Plan, run: str, examples: Examples) -> No
         "space": (spec, examples.spec.identity()),
         "estimate": (altered.estimate.identity(), examples.estimate.identity()),
         "reference": (altered.reference_digest, examples.reference_digest),
+        "number format (--dtype)": (altered.dtype, plan.dtype),
+        "projection (--projection)": (altered.projection == "approximate", plan.projection == "approximate"),
+        "decoder": (altered.decoder, plan.decoder),
     }
     differing = [what for what, (one, other) in pairs.items() if one != other]
     if differing:

@@ -51,10 +51,11 @@ def _mlflow(output: str) -> Track:
         import mlflow
     except ImportError as error:
         raise ConfigError("--tracker mlflow needs the package: pip install mlflow-skinny.") from error
-    mlflow.start_run(run_name=output.rpartition("/")[2])
+    # By its id: a thread has an active run of its own, and metrics come from another one than this.
+    run_id = mlflow.start_run(run_name=output.rpartition("/")[2]).info.run_id
 
     def track(metrics: Mapping[str, Any]) -> None:
         values = {key: float(value) for key, value in metrics.items() if key != "epoch"}
-        mlflow.log_metrics(values, step=metrics["epoch"])
+        mlflow.log_metrics(values, step=metrics["epoch"], run_id=run_id)
 
     return track

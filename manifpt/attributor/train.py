@@ -51,13 +51,13 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
         recipe = replace(recipe, epochs=config.epochs)
     if not 0 < config.false_alarms < 1:
         raise ConfigError(f"--false-alarms is a share of images, such as 0.05, not {config.false_alarms}.")
-    track = make_tracker(config.tracker, output)
     weights = _imagenet() if network == "resnet50" else None
     facts = _facts(config, examples, altered, network, recipe, weights.weights_sha256 if weights else None)
     publish_facts(join(output, "training.json"), facts, "training")
     if store_of(output).stat(join(output, "config.json")) is not None:
         metrics: dict[str, Any] = json.loads(store_of(output).read(join(output, "metrics.json")))
         return metrics | {"labels": list(examples.labels), "trained": False}
+    track = make_tracker(config.tracker, output)
     label_n = np.concatenate([examples.label_n[examples.side_n == TRAIN], *(of_run.label_n for of_run in altered)])
     count_s = np.bincount(label_n, minlength=len(examples.labels))
     event("training", run=run, space=config.space, estimate=examples.estimate.label, network=network,

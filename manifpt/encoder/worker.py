@@ -22,7 +22,7 @@ from manifpt.encoder.loss import barlow_twins
 from manifpt.encoder.network import TwinNetwork
 from manifpt.encoder.normalization import globalized
 from manifpt.encoder.probe import Probe, Probing, standardized
-from manifpt.errors import ConfigError
+from manifpt.errors import ConfigError, TooManyRejected
 from manifpt.following import json_lines, write_json_lines
 from manifpt.learning import State, autocast, cosine, load_state, save_state
 from manifpt.spaces import SpaceSpec
@@ -169,7 +169,8 @@ class _Training:
         """Whether so many are enough. Equal shares leave out as many as there are workers, but for one."""
         rejected = self._job.images - images - (self._worker.count - 1)
         if rejected > self._job.most_rejected or images < self._job.batch_size:
-            raise ConfigError(
+            kind = TooManyRejected if rejected > self._job.most_rejected else ConfigError
+            raise kind(
                 f"{images} of {self._job.images} images can be used: the others are damaged, or not of "
                 f"{self._job.size_px} px. Correct them or --size-px, or allow it: --max-rejected, and a --batch-size "
                 f"of {images} or less."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from manifpt.config import (
 from manifpt.errors import ConfigError
 from manifpt.log import event
 from manifpt.manifest import REAL, Manifest, write_manifest
+from manifpt.plan import publish_facts
 from manifpt.recipes.framing import framed_name, framed_table
 from manifpt.recipes.load import recipe
 from manifpt.recipes.phases import phase_randomized_reals
@@ -87,6 +88,8 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
     if found.size_px > _SOFT_PX:
         event("left_out", source="soft", why=f"at {found.size_px} px the covariance of all pixels is too large")
         wanted = [run for run in wanted if run.flags.get("estimate") != "soft"]
+    # Manifests that are there were made by it, and not by another recipe, or before it was edited.
+    publish_facts(join(output, "recipe.json"), {"recipe": asdict(found), "images": images}, "set")
     manifests = _manifests(found, images, output)
     own = config.own_spaces
     spaces = [*dict.fromkeys([*found.spaces, "ycbcr", "frequency_ycbcr", *own])]

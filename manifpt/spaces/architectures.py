@@ -41,6 +41,8 @@ def _torchvision(name: str) -> nn.Module:
 
 
 def _timm(name: str) -> nn.Module:
+    if not name.replace("_", "").replace(".", "").isalnum():  # `hf-hub:owner/name` asks a hub what to build
+        raise ConfigError(f"timm has no model {name!r}.")
     try:
         import timm
     except ImportError as error:

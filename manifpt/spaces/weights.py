@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["REGISTRY", "Published", "cache_folder", "load_state", "resolve_weights", "timm_preprocessing"]
 
 
+_SECURE = "https://"
+_MOST_BYTES = 8 << 30  # of a weight file from the web
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
     """A published weight file.
@@ -149,22 +153,39 @@ def _find(file: str, source: str, sha256: str) -> str:
     mirror = os.environ.get("MANIFPT_WEIGHTS")
     for folder in ([normalize(mirror)] if mirror else []) + [cache_folder()]:
         uri = join(folder, file)
-        if store_of(uri).stat(uri) is not None:
-            return uri
+        try:
+            if store_of(uri).stat(uri) is not None:
+                return uri
+        except PermissionError:  # as S3 says of what isn't there to whom may not list
+            continue
     if not is_web:
         raise ConfigError(f"There is no weight file {source}; correct `weights`, or use one of {', '.join(REGISTRY)}.")
     return _download(source, join(cache_folder(), file), sha256)
 
 
+class _Guarded(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to https alone: a reference may come from a stranger, and name what only a node can reach."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.startswith(_SECURE):
+            raise urllib.error.URLError(f"a redirect to {newurl:.200}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _download(source: str, uri: str, sha256: str) -> str:
+    if not source.startswith(_SECURE) and all(source != published.source for published in REGISTRY.values()):
+        raise ConfigError(f"Weights are fetched by https alone, not from {source}: get the file, and name its path.")
     try:
-        with urllib.request.urlopen(source, timeout=60) as answer:  # noqa: S310  # http and https only
-            data = answer.read()
+        opener = urllib.request.build_opener(_Guarded)
+        with opener.open(source, timeout=60) as answer:
+            data = answer.read(_MOST_BYTES + 1)
     except (urllib.error.URLError, OSError) as error:
         raise ConfigError(
             f"Can't download {source} ({error}). Put the file into {cache_folder()}, or set MANIFPT_WEIGHTS to a "
             f"folder or s3:// prefix that has it."
         ) from error
+    if len(data) > _MOST_BYTES:
+        raise ConfigError(f"{source} has more than {_MOST_BYTES >> 30} GiB: get the file, and name its path.")
     if sha256 and hashlib.sha256(data).hexdigest() != sha256.lower():
         raise ConfigError(f"{source} does not have the stated SHA-256 {sha256}: refused.")
     LocalStore().write(uri, data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,15 @@ class TestSecrets:
     def test_workers_of_the_image_outlive_a_shard(self) -> None:
         name, value = _IDLE_WORKERS_LIVE
         assert f"{name}={value} " in (CLUSTER / "Dockerfile").read_text()
+
+    def test_a_login_shell_finds_ray_too(self) -> None:
+        """Ray's launcher runs every command in one, and Debian's sets a PATH of its own."""
+        text = (CLUSTER / "Dockerfile").read_text()
+        line = re.search(r"echo '(export PATH=\S+)' >/etc/profile\.d/\w+\.sh", text)
+        assert line is not None
+        shell = f'PATH=/usr/bin; {line[1]}; echo "$PATH"'
+        found = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, check=True).stdout
+        assert found.strip() == "/opt/manifpt/bin:/usr/bin"
 
     def test_images_are_named_by_digest(self) -> None:
         images = [one["image"] for template in templates() for one in template["spec"]["containers"]]
