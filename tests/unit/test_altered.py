@@ -16,7 +16,7 @@ import pytest
 from manifpt.alterations import DRAWN, LADDER, altered_as
 from manifpt.analysis.explain import explain_image
 from manifpt.artifacts import to_numpy
-from manifpt.attributor.altered import read_altered
+from manifpt.attributor.altered import _refuse_other, read_altered
 from manifpt.attributor.card import model_card
 from manifpt.attributor.choice import Choice
 from manifpt.attributor.examples import Examples, select_examples
@@ -178,6 +178,21 @@ def test_a_run_that_differs_in_more_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         read_altered(make(tmp_path / "other"), examples)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"dtype": "float32"}, "number format"),
+        ({"projection": "approximate"}, "projection"),
+        ({"decoder": "e"}, "decoder"),
+    ],
+)
+def test_a_run_of_other_numbers_is_refused(examples: Examples, changes: dict[str, str], what: str) -> None:
+    """Mixed blocks failed in every worker; unproved neighbours would have gone in without a word."""
+    plain = read_plan(examples.run)
+    with pytest.raises(ConfigError, match=rf"differs from .* in its {what}"):
+        _refuse_other(replace(plain, **changes), plain, "other", examples)  # type: ignore[arg-type]
 
 
 def test_augmentation_is_part_of_what_an_attributor_is(examples: Examples, tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -29,6 +32,7 @@ from manifpt.attributor.choice import Choice, read_labels
 from manifpt.attributor.examples import Examples, select_examples
 from manifpt.attributor.networks import make_network
 from manifpt.attributor.splits import SIDES, TEST, TRAIN, VALIDATION
+from manifpt.attributor.trackers import make_tracker
 from manifpt.attributor.training import Recipe, class_weights
 from manifpt.attributor.worker import Job, train
 from manifpt.config import TrainConfig
@@ -674,3 +678,25 @@ def test_what_a_training_can_not_do_is_told_before_it_begins(
     }
     with pytest.raises(ConfigError, match=message):
         train_module.train_attributor(TrainConfig(**fields))
+
+
+def test_mlflow_gets_one_run_whatever_thread_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An active run is a thread's own there: without its id, metrics of another thread opened a second run."""
+    active, logged = threading.local(), []
+
+    class Run:
+        info = SimpleNamespace(run_id="the-run")
+
+    def start_run(run_name: str) -> Run:
+        active.run = run_name
+        return Run()
+
+    def log_metrics(values: dict[str, float], step: int, run_id: str | None = None) -> None:
+        logged.append((run_id or getattr(active, "run", "another run"), step, values))
+
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(start_run=start_run, log_metrics=log_metrics))
+    track = make_tracker("mlflow", "runs/attributor")
+    thread = threading.Thread(target=track, args=({"epoch": 1, "loss": 2},))
+    thread.start()
+    thread.join()
+    assert logged == [("the-run", 1, {"loss": 2.0})]

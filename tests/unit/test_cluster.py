@@ -82,3 +82,10 @@ def test_whether_there_is_a_cluster_to_join(
     assert not cluster.is_there()
     monkeypatch.setenv("RAY_ADDRESS", closed)
     assert cluster.is_there(), "and whoever connects is told that nobody answers"
+
+
+def test_weights_that_all_nodes_can_reach_are_named_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MANIFPT_WEIGHTS", "/weights/of/this/machine")
+    assert "MANIFPT_WEIGHTS" not in cluster.environment()
+    monkeypatch.setenv("MANIFPT_WEIGHTS", "s3://bucket/weights")
+    assert cluster.environment()["MANIFPT_WEIGHTS"] == "s3://bucket/weights"

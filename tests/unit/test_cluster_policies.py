@@ -51,6 +51,7 @@ def allowed(policy: str, action: str, resource: str, context: dict[str, str] | N
         ("s3:ListBucket", THERE, None),
         ("s3:DeleteObject", f"{THERE}/REPLACE-OUTPUT-PREFIX/scans/lease/00000001.json", None),
         ("s3:DeleteObject", f"{THERE}/REPLACE-OUTPUT-PREFIX/scans/inventory/00001.parquet", None),
+        ("s3:DeleteObject", f"{THERE}/REPLACE-OUTPUT-PREFIX/attributor/checkpoints/a/state.safetensors", None),
     ],
 )
 def test_a_node_may(action: str, resource: str, prefix: str | None) -> None:

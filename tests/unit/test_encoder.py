@@ -25,7 +25,7 @@ from manifpt.encoder.network import TwinNetwork, architecture_of
 from manifpt.encoder.normalization import GlobalBatchNorm, globalized
 from manifpt.encoder.probe import Probe, knn_accuracy, standardized
 from manifpt.encoder.worker import Job, pretrain
-from manifpt.errors import ConfigError, PlanMismatch
+from manifpt.errors import ConfigError, PlanMismatch, TooManyRejected
 from manifpt.indexing import IndexOptions, index
 from manifpt.manifest import Manifest, write_manifest
 from manifpt.planning import plan_reference
@@ -400,12 +400,12 @@ def test_more_rejected_images_than_are_allowed_end_it(
     monkeypatch.setattr(module, "TwinNetwork", tiny)
     job = Job(output=str(tmp_path / "out"), backbone="resnet18", policy="fingerprint", epochs=1, batch_size=8, seed=0,
               pixels=PIXELS, size_px=SIZE_PX, images=48, most_rejected=0, probe=None)  # fmt: skip
-    with pytest.raises(ConfigError, match="47 of 48 images can be used.*--max-rejected"):
+    with pytest.raises(TooManyRejected, match="47 of 48 images can be used.*--max-rejected"):
         pretrain(cast(Worker, Alone(manifest, tmp_path / "checkpoint")), job)
     # A share that isn't kept is counted as it passes.
     monkeypatch.setattr("manifpt.streaming._BLOCK_ROWS", 8)
     few = dataclasses.replace(job, images=80, most_rejected=8)
-    with pytest.raises(ConfigError, match="48 of 80 images can be used"):
+    with pytest.raises(TooManyRejected, match="48 of 80 images can be used"):
         pretrain(cast(Worker, Alone(manifest, tmp_path / "checkpoint", memory_bytes=1)), few)
 
 

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from manifpt import indexing
 from manifpt.errors import ConfigError
 from manifpt.fetch import fetch
-from manifpt.indexing import IndexOptions, index
+from manifpt.indexing import IndexOptions, entries, index
 from manifpt.manifest import COLUMNS, Manifest, write_manifest
-from manifpt.storage import store_of
+from manifpt.storage import LocalStore, store_of
 from tests.helpers.cluster import ROOT
 
 REAL = IndexOptions(source="real")
@@ -634,3 +634,16 @@ def test_a_million_keys(tmp_path: Path) -> None:
     seconds, grown_mib = map(float, done.stdout.split())
     assert seconds < 120
     assert grown_mib < 400
+
+
+def test_a_prefix_is_listed_by_a_role_that_may_not_ask_for_an_object_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped policy grants the objects below a prefix, and S3 says 403 of one that may not be listed."""
+    (tmp_path / "a.png").write_bytes(b"x")
+
+    def stat(self: object, uri: str) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(LocalStore, "stat", stat)
+    assert [entry.key for entry in entries(str(tmp_path), Counter())] == ["a.png"]

@@ -4,6 +4,8 @@ import hashlib
 import http.server
 import shutil
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +180,28 @@ def test_a_download_with_the_wrong_sum_never_reaches_the_cache(
     with pytest.raises(ConfigError, match="does not have the stated SHA-256"):
         resolve_weights(spec_with("published"))
     assert not (tmp_path / "cache").exists()
+
+
+def test_an_address_that_a_reference_names_is_asked_by_https_alone(
+    tmp_path: Path, web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come from a stranger, and a node reaches what the stranger can't."""
+    (tmp_path / "web" / "own.pth").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="fetched by https alone"):
+        resolve_weights(replace(spec_with(f"{web}/own.pth"), weights_sha256=sha256_of(tmp_path / "web" / "own.pth")))
+    guarded = weights._Guarded()
+    request = urllib.request.Request("https://hub.example/w.pth")
+    with pytest.raises(urllib.error.URLError, match="a redirect to http://169.254.169.254/latest, which is not https"):
+        guarded.redirect_request(request, None, 302, "Found", {}, "http://169.254.169.254/latest")
+    assert guarded.redirect_request(request, None, 302, "Found", {}, "https://cdn.example/w.pth") is not None
+    monkeypatch.setattr(weights, "_MOST_BYTES", 0)
+    monkeypatch.setitem(weights.REGISTRY, "published", Published("own.pth", f"{web}/own.pth", "1" * 64))
+    with pytest.raises(ConfigError, match="has more than 0 GiB"):
+        resolve_weights(spec_with("published"))
+    with pytest.raises(ConfigError, match="timm has no model 'hf-hub:owner/name'"):
+        make_space(replace(spec_with("x"), architecture="timm:hf-hub:owner/name")).encode(
+            np.zeros((1, 3, 64, 64), np.uint8)
+        )
 
 
 def test_barlow_twins_needs_the_sum_that_nobody_publishes() -> None:

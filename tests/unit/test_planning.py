@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from manifpt import planning
 from manifpt.config import ArtifactsConfig, DenoiserConfig, ReferenceConfig
 from manifpt.errors import ConfigError, PlanMismatch
 from manifpt.estimates import Estimate
@@ -196,3 +197,20 @@ def test_a_denoiser_of_fewer_reals_than_it_can_be_measured_on_is_refused(folder:
     with pytest.raises(ConfigError, match="needs 10 real images or more, and .* has 8"):
         train_denoiser(config)
     assert not (tmp_path / "denoiser").exists()
+
+
+def test_the_encoder_of_the_flag_wins_over_that_of_the_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def spec_of(name: str, own: dict[str, Any], size_px: int | None) -> None:
+        asked.append(own)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(planning, "spec_of", spec_of)
+    config = ReferenceConfig(
+        manifest=str(folder / "reals.parquet"), output="o", spaces=("selfsupervised",), encoder="new",
+        own_spaces={"selfsupervised": {"encoder": "old", "weights_sha256": "0" * 64, "size_px": 64}},
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="enough"):
+        plan_reference(config)
+    assert asked == [{"selfsupervised": {"encoder": "new", "size_px": 64}}]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from manifpt.analysis.designs import read_designs
-from manifpt.errors import ConfigError
+from manifpt.config import ReproduceConfig
+from manifpt.errors import ConfigError, PlanMismatch
 from manifpt.indexing import IndexOptions, index
 from manifpt.manifest import Manifest, write_manifest
 from manifpt.recipes import (
@@ -31,6 +33,7 @@ from manifpt.recipes import (
     paper_table4,
     paper_table5,
     recipe,
+    reproduce,
     select,
     shipped,
 )
@@ -505,3 +508,28 @@ def test_reals_with_random_phases_are_those_that_can_be_decoded_always_the_same(
     assert first.equals(again) and len(first) == 2
     images = [np.asarray(Image.open(io.BytesIO(data))) for data in first["image"].to_pylist()]
     assert images[0].shape == (9, 9, 3) and (images[0] != images[1]).any()
+
+
+def test_a_table_of_another_recipe_or_of_other_images_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manifests lie there, and were taken for the new one's, with the new one's name above the table."""
+
+    class Enough(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Enough
+
+    monkeypatch.setattr(reproduce, "_manifests", stop)
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    config = ReproduceConfig(recipe=str(path), images=str(tmp_path / "images"), output=str(tmp_path / "out"))
+    for _ in range(2):
+        with pytest.raises(Enough):
+            reproduce.reproduce_tables(config)
+    with pytest.raises(PlanMismatch, match="holds another set: images differs"):
+        reproduce.reproduce_tables(replace(config, images=str(tmp_path / "others")))
+    path.write_text(yaml.safe_dump(SMALL | {"min_images": 3}))
+    with pytest.raises(PlanMismatch, match="holds another set: recipe differs"):
+        reproduce.reproduce_tables(config)
