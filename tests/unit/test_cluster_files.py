@@ -228,9 +228,9 @@ class TestSecrets:
     def test_a_login_shell_finds_ray_too(self) -> None:
         """Ray's launcher runs every command in one, and Debian's sets a PATH of its own."""
         text = (CLUSTER / "Dockerfile").read_text()
-        line = re.search(r"echo '(export PATH=\S+)' >/etc/profile\.d/\w+\.sh", text)
+        line = re.search(r'(echo "export PATH=\S+") >/etc/profile\.d/\w+\.sh', text)
         assert line is not None
-        shell = f'PATH=/usr/bin; {line[1]}; echo "$PATH"'
+        shell = f'PATH=/usr/bin; eval "$({line[1]})"; echo "$PATH"'
         found = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, check=True).stdout
         assert found.strip() == "/opt/manifpt/bin:/usr/bin"
 
