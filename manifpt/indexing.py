@@ -99,12 +99,12 @@ def entries(given: str, skipped: Counter[str], may_be_empty: bool = False) -> It
     """
     root = normalize(given)
     store = store_of(root)
-    empty = True
+    empty, refused = True, None
     try:
         try:
             single = store.stat(root)
-        except PermissionError:  # who may list a prefix need not be allowed to ask for an object of its name
-            single = None
+        except PermissionError as error:  # who may list a prefix need not be allowed to ask for an object of its name
+            single, refused = None, error
         for entry in [single] if single else store.list(root):
             empty = False
             if _is_hidden(entry.key):
@@ -115,6 +115,8 @@ def entries(given: str, skipped: Counter[str], may_be_empty: bool = False) -> It
         pass
     except PermissionError as error:
         raise ConfigError(f"No permission to list {given}: {error}.") from error
+    if empty and not may_be_empty and refused is not None:
+        raise ConfigError(f"No permission to read {given}, and there is nothing below it: {refused}.")
     if empty and not may_be_empty:
         raise ConfigError(f"There is nothing at {given}; check the path, or the bucket and the prefix.")
 

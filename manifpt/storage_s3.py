@@ -137,7 +137,10 @@ class S3Store:
             body: bytes = self.client.get_object(Bucket=bucket, Key=key, **extra)["Body"].read()
             return body
 
-        return self._call(uri, direct, fallback)
+        try:
+            return self._call(uri, direct, fallback)
+        except EOFError:  # it ends before the first byte that is asked for, as an empty object does
+            return b""
 
     def write(self, uri: str, data: bytes) -> None:
         def fallback(bucket: str, key: str) -> None:
@@ -174,11 +177,7 @@ class S3Store:
             raise _translated(cause, uri) from error
 
     def open(self, uri: str) -> IO[bytes]:
-        try:
-            self.read(uri, 0, 1)  # tells why an object can't be read; s3fs would later, in other words
-        except StorageError as error:
-            if "InvalidRange" not in str(error):  # of an empty object
-                raise
+        self.read(uri, 0, 1)  # tells why an object can't be read; s3fs would later, in other words
         stream: IO[bytes] = io.BufferedReader(self._files.open(uri, "rb"), 1 << 20)
         return stream
 
@@ -286,6 +285,8 @@ def _by_code(code: str, uri: str, error: BaseException) -> Exception:
     # In an archive, or encrypted with a key that is off or that only its owner has: none of our doing can read it.
     if code in {"InvalidObjectState", "InvalidRequest"} or code.startswith("KMS."):
         return PermissionError(f"{uri}: can't be read as it is ({code})")
+    if code in {"416", "InvalidRange"}:
+        return EOFError(f"{uri}: shorter than that")
     if code in {"412", "PreconditionFailed"}:
         return BlockingIOError(f"{uri}: changed since it was indexed")
     if code in {"NoCredentialsError", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}:

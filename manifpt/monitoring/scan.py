@@ -59,10 +59,6 @@ def scan(config: ScanConfig) -> dict[str, Any]:
     plan_uri = join(settings.output, "scan-plan.json")
     if store_of(settings.output).stat(plan_uri) is None and not _is_anything(settings.inputs):
         raise ConfigError(f"There is nothing at {', '.join(settings.inputs)} yet; check the path, or scan again later.")
-    for uri in settings.inputs:
-        if is_local(uri) and not os.path.exists(uri) and _was_seen(settings.output, uri):
-            # Else all of it would be gone now, and new when the share is mounted again.
-            raise ConfigError(f"{uri} is not there any more: mount it, or leave an empty folder where it was.")
     publish_facts(plan_uri, settings.facts(), "scan")
     try:
         with held(settings.output) as lease:
@@ -91,6 +87,8 @@ def _scan(settings: Settings, lease: Lease, config: ScanConfig) -> dict[str, Any
     if last is not None and last.result is None:
         event("window_resumed", window=last.number, images=last.plan.rows if last.plan else 0)
         ended.append(_end(last, settings, config))
+    for uri in settings.inputs:
+        _refuse_absent(uri, output)
     skipped: Counter[str] = Counter()
     template = replace(template, first_shard=last.next_shard if last is not None else 0)
     new = plan_window(settings.inputs, output, number + 1, template, began_s, skipped)
@@ -123,8 +121,26 @@ def _is_anything(inputs: Sequence[str]) -> bool:
     return any(True for uri in inputs for _ in entries(uri, Counter(), may_be_empty=True))
 
 
+def _refuse_absent(uri: str, output: str) -> None:
+    """Else all of it would be gone now, and new when it is there again.
+
+    Raises:
+        ConfigError: a local input that was seen is not there, or an object that was seen may not be read.
+    """
+    if is_local(uri):
+        if not os.path.exists(uri) and _was_seen(output, uri):
+            raise ConfigError(f"{uri} is not there any more: mount it, or leave an empty folder where it was.")
+        return
+    try:
+        if "." in uri.rpartition("/")[2]:  # else it is a prefix, which lists
+            store_of(uri).stat(uri)
+    except PermissionError as error:
+        if _was_seen(output, uri):
+            raise ConfigError(f"No permission to read {uri} any more: {error}.") from error
+
+
 def _was_seen(output: str, uri: str) -> bool:
-    """Whether a scan found anything there."""
+    """Whether a scan found it, or anything in it."""
     below = uri.rstrip("/") + "/"
     return any(
         pc.any(pc.or_(pc.equal(table["uri"], uri), pc.starts_with(table["uri"], below))).as_py()

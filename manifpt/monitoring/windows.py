@@ -250,9 +250,10 @@ def _readable(waiting: pa.Table) -> pa.Table:
 
     def is_readable(uri: str) -> bool:
         try:
-            return bool(store_of(uri).read(uri, 0, 1))
+            store_of(uri).read(uri, 0, 1)
         except (FileNotFoundError, PermissionError):
             return False
+        return True
 
     if not len(waiting):
         return waiting

@@ -5,7 +5,9 @@ Each step is a command of its own, and a step that was done before is not done a
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -88,8 +90,6 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
     if found.size_px > _SOFT_PX:
         event("left_out", source="soft", why=f"at {found.size_px} px the covariance of all pixels is too large")
         wanted = [run for run in wanted if run.flags.get("estimate") != "soft"]
-    # Manifests that are there were made by it, and not by another recipe, or before it was edited.
-    publish_facts(join(output, "recipe.json"), {"recipe": asdict(found), "images": images}, "set")
     manifests = _manifests(found, images, output)
     own = config.own_spaces
     spaces = [*dict.fromkeys([*found.spaces, "ycbcr", "frequency_ycbcr", *own])]
@@ -146,9 +146,15 @@ def _train_denoiser(reference: str, output: str, images: int) -> None:
 def _manifests(found: Recipe, images: str, output: str) -> dict[str, str]:
     """Manifests of the reference and of the queries, whose sources are the recipe's labels."""
     uris = {name: join(output, f"{name}.parquet") for name in ("reference", "queries")}
+    facts, facts_uri = {"recipe": _deciding(asdict(found)), "images": images}, join(output, "recipe.json")
     if all(store_of(uri).stat(uri) is not None for uri in uris.values()):
+        publish_facts(facts_uri, facts, "set")  # those of another recipe, or of before it was edited, are refused
         return uris
-    framed_root = join(output, "framed")
+    framed_root, document = join(output, "framed"), json.dumps(facts, indent=2).encode()
+    there = store_of(facts_uri).stat(facts_uri)
+    if there is not None and store_of(facts_uri).read(facts_uri) != document:
+        shutil.rmtree(framed_root, ignore_errors=True)  # of an attempt that came to no manifests
+    store_of(facts_uri).write(facts_uri, document)
     _frame(found, images, framed_root)
     indexed = join(output, "indexed.parquet")
     index_images(
@@ -166,6 +172,16 @@ def _manifests(found: Recipe, images: str, output: str) -> dict[str, str]:
     for source, why in selected.left_out.items():
         event("left_out", source=source, why=why)
     return uris
+
+
+_TOLD = {"title", "resolution", "licence", "note", "provenance", "sampling", "checkpoint"}
+
+
+def _deciding(facts: Any) -> Any:
+    """What of a recipe decides which images are taken; whoever mends a remark may go on."""
+    if isinstance(facts, dict):
+        return {name: _deciding(value) for name, value in facts.items() if name not in _TOLD}
+    return [_deciding(value) for value in facts] if isinstance(facts, list | tuple) else facts
 
 
 def _frame(found: Recipe, images: str, framed_root: str) -> None:

@@ -11,6 +11,7 @@ publishes both: `resnet50.pth` has torchvision's names without `fc`; in `checkpo
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import os
 import urllib.error
@@ -179,7 +180,10 @@ def _download(source: str, uri: str, sha256: str) -> str:
         opener = urllib.request.build_opener(_Guarded)
         with opener.open(source, timeout=60) as answer:
             data = answer.read(_MOST_BYTES + 1)
-    except (urllib.error.URLError, OSError) as error:
+            length = int(answer.headers.get("Content-Length") or len(data))
+            if len(data) < min(length, _MOST_BYTES):  # asked for a number of bytes, http.client takes fewer as well
+                raise http.client.IncompleteRead(data, length - len(data))
+    except (http.client.HTTPException, OSError) as error:
         raise ConfigError(
             f"Can't download {source} ({error}). Put the file into {cache_folder()}, or set MANIFPT_WEIGHTS to a "
             f"folder or s3:// prefix that has it."

@@ -647,3 +647,5 @@ def test_a_prefix_is_listed_by_a_role_that_may_not_ask_for_an_object_of_its_name
 
     monkeypatch.setattr(LocalStore, "stat", stat)
     assert [entry.key for entry in entries(str(tmp_path), Counter())] == ["a.png"]
+    with pytest.raises(ConfigError, match="No permission to read .*a.png, and there is nothing below it"):
+        list(entries(str(tmp_path / "a.png"), Counter()))

@@ -182,6 +182,22 @@ def test_a_download_with_the_wrong_sum_never_reaches_the_cache(
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_download_that_ends_early_never_reaches_the_cache(
+    tmp_path: Path, web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "web" / "own.safetensors").write_bytes(bytes(100))
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "send_header", _longer)
+    monkeypatch.setattr(weights, "_SECURE", "http://")
+    with pytest.raises(ConfigError, match="Can't download .*IncompleteRead"):
+        resolve_weights(spec_with(f"{web}/own.safetensors"))
+    assert not (tmp_path / "cache").exists()
+
+
+def _longer(self: http.server.SimpleHTTPRequestHandler, name: str, value: str) -> None:
+    told = "1000" if name == "Content-Length" else value
+    http.server.BaseHTTPRequestHandler.send_header(self, name, told)
+
+
 def test_an_address_that_a_reference_names_is_asked_by_https_alone(
     tmp_path: Path, web: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

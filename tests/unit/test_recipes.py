@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from manifpt.analysis.designs import read_designs
-from manifpt.config import ReproduceConfig
 from manifpt.errors import ConfigError, PlanMismatch
 from manifpt.indexing import IndexOptions, index
 from manifpt.manifest import Manifest, write_manifest
@@ -41,6 +40,8 @@ from manifpt.recipes.phases import phase_randomized, phase_randomized_reals
 from manifpt.recipes.tables import OURS
 from manifpt.spaces.base import View
 from tests.helpers.cluster import ROOT
+from tests.helpers.images import encoded, picture
+from tests.unit.test_stages import put
 
 DATA = ROOT.parent / "shared" / "data"
 SETS = ("gm_celeba64_many", "gm_cifar10", "gm_fashionmnist", "gm_mnist")
@@ -510,26 +511,23 @@ def test_reals_with_random_phases_are_those_that_can_be_decoded_always_the_same(
     assert images[0].shape == (9, 9, 3) and (images[0] != images[1]).any()
 
 
-def test_a_table_of_another_recipe_or_of_other_images_is_not_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_of_another_recipe_or_of_other_images_is_not_gone_on_with(tmp_path: Path) -> None:
     """Its manifests lie there, and were taken for the new one's, with the new one's name above the table."""
+    output, images = str(tmp_path / "out"), tmp_path / "images"
+    for name in ("real", "a"):
+        for n in range(12):
+            put(images / name / f"{n}.png", encoded(picture(8, seed=n + 50 * (name == "a")), "PNG"))
 
-    class Enough(Exception):
-        pass
+    def made(images: Path, **changes: Any) -> dict[str, str]:
+        path = tmp_path / "small.yaml"
+        path.write_text(yaml.safe_dump(SMALL | changes))
+        return reproduce._manifests(recipe(str(path)), str(images), output)
 
-    def stop(*_: object) -> None:
-        raise Enough
-
-    monkeypatch.setattr(reproduce, "_manifests", stop)
-    path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(SMALL))
-    config = ReproduceConfig(recipe=str(path), images=str(tmp_path / "images"), output=str(tmp_path / "out"))
-    for _ in range(2):
-        with pytest.raises(Enough):
-            reproduce.reproduce_tables(config)
-    with pytest.raises(PlanMismatch, match="holds another set: images differs"):
-        reproduce.reproduce_tables(replace(config, images=str(tmp_path / "others")))
-    path.write_text(yaml.safe_dump(SMALL | {"min_images": 3}))
-    with pytest.raises(PlanMismatch, match="holds another set: recipe differs"):
-        reproduce.reproduce_tables(config)
+    os.makedirs(output)
+    with pytest.raises((ConfigError, OSError)):
+        made(tmp_path / "imgaes")  # a typo must not take the folder
+    first = made(images)
+    assert made(images, title="Mended") == first
+    for other, changes, what in ((tmp_path, {}, "images"), (images, {"min_images": 3}, "recipe")):
+        with pytest.raises(PlanMismatch, match=f"holds another set: {what} differs"):
+            made(other, **changes)

@@ -7,6 +7,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from manifpt.config import ScanConfig, parse
 from manifpt.errors import ConfigError
 from manifpt.monitoring import lease
 from manifpt.monitoring import scan as scan_module
+from manifpt.monitoring.inventory import write_inventory
 from manifpt.monitoring.scan import scan
 from manifpt.monitoring.settings import read_settings
 from tests.helpers.images import encoded, picture, write_files
@@ -104,6 +106,20 @@ def test_a_share_that_is_not_mounted_is_no_bucket_that_was_emptied(made: Path, b
     assert scan(config_of(made, output, bucket))["window"] == 1
     both = config_of(made, tmp_path / "two", bucket, tmp_path / "not-yet")
     assert [scan(both)["window"] for _ in range(2)] == [1, 1], "a folder that is still to come is no loss"
+
+
+def test_an_object_that_may_not_be_read_for_a_while_is_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 lists nothing below the name of a single object, and tells those who may not read it no more."""
+    store = SimpleNamespace(stat=lambda uri: (_ for _ in ()).throw(PermissionError("access denied")))
+    monkeypatch.setattr(scan_module, "store_of", lambda uri: store)
+    columns = {"uri": ["s3://b/in/a.parquet"], "etag": ["e"], "present": [True]}
+    write_inventory(str(tmp_path), 1, [pa.table(columns)])
+    with pytest.raises(ConfigError, match=r"No permission to read s3://b/in/a.parquet any more: access denied"):
+        scan_module._refuse_absent("s3://b/in/a.parquet", str(tmp_path))
+    for other in ("s3://b/in", "s3://b/in/b.parquet"):
+        scan_module._refuse_absent(other, str(tmp_path))
 
 
 def test_only_deleted_objects_make_a_window_without_images(made: Path, bucket: Path, tmp_path: Path) -> None:

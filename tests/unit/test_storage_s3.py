@@ -120,3 +120,10 @@ def test_a_listing_that_boto3_goes_on_with_fails_in_a_sentence(monkeypatch: pyte
     s3 = store(monkeypatch, Client(refuses_pages=True), InvalidPathError("a//b"))
     with pytest.raises(PermissionError, match="access denied"):
         list(s3.list("s3://b/run"))
+
+
+def test_an_empty_object_is_read_as_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 has no range of it, and containers are asked for their first byte before they are opened."""
+    answer = '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>InvalidRange</Code></Error>'
+    s3 = store(monkeypatch, Client(), GenericError(f"416 Range Not Satisfiable: {answer}"))
+    assert s3.read("s3://b/empty.tar", 0, 1) == b""
