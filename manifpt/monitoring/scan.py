@@ -132,18 +132,18 @@ def _refuse_absent(uri: str, output: str) -> None:
             raise ConfigError(f"{uri} is not there any more: mount it, or leave an empty folder where it was.")
         return
     try:
-        if "." in uri.rpartition("/")[2]:  # else it is a prefix, which lists
-            store_of(uri).stat(uri)
-    except PermissionError as error:
-        if _was_seen(output, uri):
+        store_of(uri).stat(uri)
+    except PermissionError as error:  # of a prefix it means nothing: it has no object of its name
+        if next(store_of(uri).list(uri), None) is None and _was_seen(output, uri):
             raise ConfigError(f"No permission to read {uri} any more: {error}.") from error
 
 
 def _was_seen(output: str, uri: str) -> bool:
-    """Whether a scan found it, or anything in it."""
-    below = uri.rstrip("/") + "/"
+    """Whether a scan found it, or anything in a folder."""
+    is_folder = is_local(uri)
     return any(
-        pc.any(pc.or_(pc.equal(table["uri"], uri), pc.starts_with(table["uri"], below))).as_py()
+        pc.any(pc.equal(table["uri"], uri)).as_py()
+        or (is_folder and pc.any(pc.starts_with(table["uri"], uri.rstrip("/") + "/")).as_py())
         for table in known(output)
     )
 

@@ -180,8 +180,9 @@ def _download(source: str, uri: str, sha256: str) -> str:
         opener = urllib.request.build_opener(_Guarded)
         with opener.open(source, timeout=60) as answer:
             data = answer.read(_MOST_BYTES + 1)
-            length = int(answer.headers.get("Content-Length") or len(data))
-            if len(data) < min(length, _MOST_BYTES):  # asked for a number of bytes, http.client takes fewer as well
+            told = answer.headers.get("Content-Length") or ""
+            length = int(told) if told.isdecimal() else len(data)
+            if len(data) < min(length, _MOST_BYTES + 1):  # asked for a number of bytes, http.client takes fewer as well
                 raise http.client.IncompleteRead(data, length - len(data))
     except (http.client.HTTPException, OSError) as error:
         raise ConfigError(

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -526,8 +528,13 @@ def test_a_table_of_another_recipe_or_of_other_images_is_not_gone_on_with(tmp_pa
     os.makedirs(output)
     with pytest.raises((ConfigError, OSError)):
         made(tmp_path / "imgaes")  # a typo must not take the folder
-    first = made(images)
-    assert made(images, title="Mended") == first
+    put(tmp_path / "out/framed/74/real.parquet", b"frames of other images")
+    made(images)
+    assert not (tmp_path / "out/framed").exists()
+    made(images, title="Mended")
+    whole = {"recipe": asdict(recipe(str(tmp_path / "small.yaml"))), "images": str(images)}
+    (tmp_path / "out/recipe.json").write_text(json.dumps(whole))
+    made(images)
     for other, changes, what in ((tmp_path, {}, "images"), (images, {"min_images": 3}, "recipe")):
         with pytest.raises(PlanMismatch, match=f"holds another set: {what} differs"):
             made(other, **changes)

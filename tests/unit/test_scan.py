@@ -112,14 +112,23 @@ def test_an_object_that_may_not_be_read_for_a_while_is_not_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """S3 lists nothing below the name of a single object, and tells those who may not read it no more."""
-    store = SimpleNamespace(stat=lambda uri: (_ for _ in ()).throw(PermissionError("access denied")))
+    keys = ["s3://b/in.v1/a.png", "s3://b/in/0a1b2c", "s3://b/in/a.parquet"]
+    listed: list[str] = []
+
+    def stat(uri: str) -> None:
+        raise PermissionError("access denied")
+
+    store = SimpleNamespace(stat=stat, list=lambda uri: iter([key for key in listed if key.startswith(f"{uri}/")]))
     monkeypatch.setattr(scan_module, "store_of", lambda uri: store)
-    columns = {"uri": ["s3://b/in/a.parquet"], "etag": ["e"], "present": [True]}
+    columns = {"uri": keys, "etag": ["e"] * 3, "present": [True] * 3}
     write_inventory(str(tmp_path), 1, [pa.table(columns)])
-    with pytest.raises(ConfigError, match=r"No permission to read s3://b/in/a.parquet any more: access denied"):
-        scan_module._refuse_absent("s3://b/in/a.parquet", str(tmp_path))
-    for other in ("s3://b/in", "s3://b/in/b.parquet"):
-        scan_module._refuse_absent(other, str(tmp_path))
+    for uri in keys[1:]:
+        with pytest.raises(ConfigError, match=rf"No permission to read {uri} any more: access denied"):
+            scan_module._refuse_absent(uri, str(tmp_path))
+    for prefix in ("s3://b/in", "s3://b/in.v1", "s3://b/in/b.parquet"):  # emptied, or never there
+        scan_module._refuse_absent(prefix, str(tmp_path))
+    listed += keys
+    scan_module._refuse_absent("s3://b/in.v1", str(tmp_path))
 
 
 def test_only_deleted_objects_make_a_window_without_images(made: Path, bucket: Path, tmp_path: Path) -> None:
