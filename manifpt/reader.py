@@ -26,7 +26,7 @@ from manifpt.shards import committed_shards, part_path, read_commits, read_part
 from manifpt.spaces import SpaceSpec, make_space
 from manifpt.storage import join, normalize, store_of
 
-__all__ = ["ArtifactReader", "read_artifacts", "read_plain_plan", "read_plan"]
+__all__ = ["ArtifactReader", "image_of_run", "read_artifacts", "read_plain_plan", "read_plan"]
 
 _PLAN: Kinds = {
     "task": str, "manifest_uri": str, "manifest_digest": str, "rows": int, "shard_rows": int, "spaces": list,
@@ -139,12 +139,28 @@ class _Again:
         return table.append_column("artifact", tensor_column(artifact.reshape(-1, *shape)))
 
     def _view(self, row: dict[str, Any], data: bytes | BadImage) -> np.ndarray:
-        try:
-            if isinstance(data, BadImage):
-                raise data
-            image_hwc = decode(data)
-        except BadImage as bad:
-            raise ConfigError(f"{row['uri']} can't be read any more ({bad.reason.value}): run again inline.") from bad
-        if content_hash(image_hwc) != row["content_hash"]:
-            raise ConfigError(f"{row['uri']} was changed since the run: compute its artifacts again.")
+        image_hwc = image_of_run(row, data)
         return self._space.spec.view.of(altered_as(image_hwc, self._alter, row["image_id"]))
+
+
+def image_of_run(row: dict[str, Any], data: bytes | BadImage) -> np.ndarray:
+    """An image that a run has seen, read again: uint8 [H, W, 3].
+
+    Args:
+        row: with its `uri`, and the `content_hash` that the run found.
+        data: what `fetch` returned.
+
+    Raises:
+        ConfigError: it is gone, or another one.
+    """
+    try:
+        if isinstance(data, BadImage):
+            raise data
+        image_hwc = decode(data)
+    except BadImage as bad:
+        raise ConfigError(
+            f"{row['uri']} can't be read any more ({bad.reason.value}): compute its artifacts again, inline."
+        ) from bad
+    if content_hash(image_hwc) != row["content_hash"]:
+        raise ConfigError(f"{row['uri']} was changed since the run: compute its artifacts again.")
+    return image_hwc

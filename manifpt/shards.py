@@ -149,9 +149,10 @@ def _reconciled(
     for r in rejected:
         names = dict.fromkeys(part_of.get(space, space) for space in r.space.split(", ")) if r.space else tables
         for name in names:
-            (
-                why.setdefault((r.image_id, name), []) if name in tables else without_part.setdefault(r.image_id, [])
-            ).append(r)
+            if name in tables:
+                why.setdefault((r.image_id, name), []).append(r)
+            else:
+                without_part.setdefault(r.image_id, []).append(r)
     out = []
     for image_id, (uri, source) in sorted(known.items()):
         absent = [name for name in tables if image_id not in ids[name]]

@@ -60,7 +60,7 @@ class StreamedRows:
         """The share, once in memory: {} of none."""
         kept: dict[str, np.ndarray] = {}
         done = 0
-        for block in self._blocks():
+        for block in self._blocks(_BLOCK_ROWS):
             count = min(len(block["row"]), self._count - done)
             for name in self._columns:
                 if name not in kept:
@@ -69,9 +69,9 @@ class StreamedRows:
             done += count
         return {name: values[:done] for name, values in kept.items()}
 
-    def _blocks(self) -> Iterator[dict[str, np.ndarray]]:
+    def _blocks(self, rows: int) -> Iterator[dict[str, np.ndarray]]:
         found: Iterator[dict[str, np.ndarray]] = self._stream.iter_batches(  # type: ignore[assignment]
-            batch_size=_BLOCK_ROWS, batch_format="numpy"
+            batch_size=rows, batch_format="numpy"
         )
         yield from found
 
@@ -80,14 +80,14 @@ class StreamedRows:
         """Rows of the share, if it is kept."""
         return None if self._kept is None else len(next(iter(self._kept.values()), ()))
 
-    def all(self, *columns: str) -> Iterator[tuple[np.ndarray, ...]]:
-        """Every row's values once, in blocks."""
+    def all(self, *columns: str, rows: int = _BLOCK_ROWS) -> Iterator[tuple[np.ndarray, ...]]:
+        """Every row's values once, in blocks of so many rows."""
         if self._kept is not None:
-            for start in range(0, self.kept or 0, _BLOCK_ROWS):
-                row_n = self._order_n[start : start + _BLOCK_ROWS]
+            for start in range(0, self.kept or 0, rows):
+                row_n = self._order_n[start : start + rows]
                 yield tuple(self._kept[name][row_n] for name in columns)
         else:
-            yield from (tuple(block[name] for name in columns) for block in self._blocks())
+            yield from (tuple(block[name] for name in columns) for block in self._blocks(rows))
 
     def epoch(self, number: int, batch_size: int) -> Iterator[tuple[np.ndarray, ...]]:
         """Shuffled batches of the columns and `row`, as many on each worker."""

@@ -118,13 +118,7 @@ def train(worker: Worker, job: Job) -> None:
 
 def _write_statistics(worker: Worker, job: Job, network: AttributorNetwork, rows: StreamedRows) -> None:
     """What the features of the training artifacts look like to the trained network; every worker adds its share."""
-    size = _at_once(job.shape)
-    blocks_of = rows.all("artifact", "label", "row")
-    batches = (
-        _tensors(*(values[start : start + size] for values in block))
-        for block in blocks_of
-        for start in range(0, len(block[0]), size)
-    )
+    batches = (_tensors(*block) for block in rows.all("artifact", "label", "row", rows=_at_once(job.shape)))
     blocks = ((found.features_bf, found.label_b) for found in outputs_of(network, batches, worker.device))
     features = network.classifier.in_features
     statistics = feature_statistics(blocks, len(job.labels), features, worker.summed)

@@ -11,12 +11,11 @@ import pyarrow as pa
 from manifpt.attributor.examples import Examples
 from manifpt.errors import BadImage
 from manifpt.fetch import fetch
-from manifpt.metrics.codec import audit, container_facts
+from manifpt.metrics.codec import LEAST_IMAGES, audit, container_facts
 
 __all__ = ["audit_codecs", "separable_sources"]
 
 _IMAGES = 200  # of a label, evenly over its rows: headers of a sample say what all of a source went through
-_LEAST = 4  # that the audit asks of a label
 
 
 def audit_codecs(examples: Examples, equalized: bool, is_whole: bool = True) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def audit_codecs(examples: Examples, equalized: bool, is_whole: bool = True) -> 
             there is nothing to tell: then no source is separable, and the accuracy is null.
     """
     count_s = np.bincount(examples.label_n, minlength=len(examples.labels))
-    numbers = [n for n in range(len(examples.labels)) if is_whole or count_s[n] >= _LEAST]
+    numbers = [n for n in range(len(examples.labels)) if is_whole or count_s[n] >= LEAST_IMAGES]
     if not is_whole and len(numbers) < 2:
         return {"accuracy": None, "chance": None, "separable": {}, "why": {}, "equalized": equalized}
     row_n = np.concatenate([_spread(np.flatnonzero(examples.label_n == n)) for n in numbers])

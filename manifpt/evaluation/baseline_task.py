@@ -16,10 +16,9 @@ from manifpt.attributor.examples import Examples, Part
 from manifpt.attributor.outputs import Outputs, write_outputs
 from manifpt.attributor.splits import TEST, TRAIN, VALIDATION
 from manifpt.baselines import make_baseline
-from manifpt.decode import content_hash, decode
-from manifpt.errors import BadImage, ConfigError
 from manifpt.evaluation.tasks import Work, end_stage, end_test, gathered, refuse_large
 from manifpt.fetch import fetch
+from manifpt.reader import image_of_run
 from manifpt.spaces import View
 
 __all__ = ["fit_baseline"]
@@ -60,20 +59,6 @@ def _images(examples: Examples, side: int, view: View) -> tuple[np.ndarray, np.n
     def of_part(part: Part) -> np.ndarray:
         columns = ["uri", "container", "offset", "size_bytes", "content_hash"]
         rows = examples.table.take(pa.array(part.row_n)).select(columns).to_pylist()
-        return np.stack([_view(row, data, view) for row, data in zip(rows, fetch(rows), strict=True)])
+        return np.stack([view.of(image_of_run(row, data)) for row, data in zip(rows, fetch(rows), strict=True)])
 
     return gathered(examples.parts(side), of_part)
-
-
-def _view(row: dict[str, Any], data: bytes | BadImage, view: View) -> np.ndarray:
-    try:
-        if isinstance(data, BadImage):
-            raise data
-        image_hwc = decode(data)
-        if content_hash(image_hwc) != row["content_hash"]:
-            raise ConfigError(f"{row['uri']} was changed since the run: compute its artifacts again.")
-        return view.of(image_hwc)
-    except BadImage as bad:
-        raise ConfigError(
-            f"{row['uri']} can't be read any more ({bad.reason.value}): run compute_artifacts anew."
-        ) from bad

@@ -96,9 +96,8 @@ class Work:
     @property
     def memory_bytes(self) -> int:
         """What it takes at most: its artifacts or pixels, twice while their parts are put together."""
-        images = len(self.examples.label_n) + (self.test_examples is not self.examples) * len(
-            self.test_examples.label_n
-        )
+        others = 0 if self.test_examples is self.examples else len(self.test_examples.label_n)
+        images = len(self.examples.label_n) + others
         if self.view is not None:
             return 2 * images * 3 * (self.view.height_px or 0) * (self.view.width_px or 0)
         return 2 * np.dtype(self.examples.dtype).itemsize * images * int(np.prod(self.examples.shape))

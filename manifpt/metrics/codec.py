@@ -23,9 +23,10 @@ from PIL import Image
 
 from manifpt.errors import ConfigError
 
-__all__ = ["SEPARABLE", "CodecAudit", "Fact", "audit", "container_facts"]
+__all__ = ["LEAST_IMAGES", "SEPARABLE", "CodecAudit", "Fact", "audit", "container_facts"]
 
 SEPARABLE = 0.75  # balanced accuracy from which on two sources count as told apart; chance is 0.5
+LEAST_IMAGES = 4  # of a source: 2 to fill the tables and 2 to measure
 
 Fact = str | int | bool | None
 
@@ -187,10 +188,10 @@ def _refuse(count: int, label_b: np.ndarray, extra: Mapping[str, Sequence[object
     if count and not (label_b.min() >= 0 and label_b.max() < len(sources)):
         raise ConfigError(f"A label is none of {len(sources)} sources; leave out images of sources unknown here.")
     count_s = np.bincount(label_b, minlength=len(sources))
-    if count_s.min() < 4:
+    if count_s.min() < LEAST_IMAGES:
         name = sources[int(count_s.argmin())]
         raise ConfigError(
-            f"The source {name!r} has {count_s.min()} image(s), and the codec audit needs 4; leave it out."
+            f"The source {name!r} has {count_s.min()} image(s), and the codec audit needs {LEAST_IMAGES}; leave it out."
         )
 
 

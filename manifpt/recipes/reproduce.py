@@ -26,9 +26,10 @@ from manifpt.config import (
     ReproduceConfig,
 )
 from manifpt.documents import stored_object
-from manifpt.errors import ConfigError, PlanMismatch
+from manifpt.errors import ConfigError
 from manifpt.log import event
 from manifpt.manifest import REAL, Manifest, write_manifest
+from manifpt.plan import publish_facts
 from manifpt.recipes.framing import framed_name, framed_table
 from manifpt.recipes.load import recipe
 from manifpt.recipes.phases import phase_randomized_reals
@@ -147,18 +148,14 @@ def _manifests(found: Recipe, images: str, output: str) -> dict[str, str]:
     """Manifests of the reference and of the queries, whose sources are the recipe's labels."""
     uris = {name: join(output, f"{name}.parquet") for name in ("reference", "queries")}
     facts_uri, framed_root = join(output, "recipe.json"), join(output, "framed")
-    facts = json.loads(json.dumps({"recipe": _deciding(asdict(found)), "images": images}))
-    there = stored_object(facts_uri, {"recipe": dict, "images": str})
-    differing = [] if there is None else [name for name in facts if _deciding(there[name]) != facts[name]]
+    facts = {"recipe": _deciding(asdict(found)), "images": images}
     if all(store_of(uri).stat(uri) is not None for uri in uris.values()):
-        if differing:
-            raise PlanMismatch(
-                f"{output} holds another set: {', '.join(differing)} differs. Choose another --output, or delete it."
-            )
+        publish_facts(facts_uri, facts, "set")  # those of another recipe, or of before it was edited, are refused
         return uris
-    if (there is None or differing) and os.path.exists(framed_root):  # of an attempt that came to no manifests
-        shutil.rmtree(framed_root)
-    store_of(facts_uri).write(facts_uri, json.dumps(facts, indent=2).encode())
+    if stored_object(facts_uri, {}) != json.loads(json.dumps(facts)):
+        if os.path.exists(framed_root):  # of an attempt that came to no manifests
+            shutil.rmtree(framed_root)
+        store_of(facts_uri).write(facts_uri, json.dumps(facts, indent=2).encode())
     _frame(found, images, framed_root)
     indexed = join(output, "indexed.parquet")
     index_images(

@@ -29,8 +29,8 @@ from manifpt.config import EvaluateConfig
 from manifpt.decode import content_hash, decode
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
-from manifpt.evaluation import baseline_task, tasks
 from manifpt.evaluation import evaluate as evaluate_module
+from manifpt.evaluation import tasks
 from manifpt.evaluation.baseline_task import fit_baseline
 from manifpt.evaluation.bundles import row_of_bundle
 from manifpt.evaluation.evaluate import evaluate_attributor
@@ -42,7 +42,7 @@ from manifpt.evaluation.tables import Comparison, Row, table_json, table_markdow
 from manifpt.evaluation.tasks import Work, fit_attributor, outputs_uri
 from manifpt.evaluation.tasks import test_attributor as read_test_images
 from manifpt.metrics.frechet import fd_ratio, fd_ratio_or_none
-from manifpt.reader import read_artifacts
+from manifpt.reader import image_of_run, read_artifacts
 from manifpt.spaces import View
 from tests.helpers.images import encoded, picture
 from tests.helpers.runs import artifacts_of, make_run, openset_of, rows_of
@@ -479,7 +479,6 @@ def test_references_of_one_folder_name_stay_apart(tmp_path: Path) -> None:
 def test_a_baseline_refuses_an_image_that_was_changed(tmp_path: Path) -> None:
     """A tar or a Parquet file that was written again, whose ids are the old ones."""
     row = {"uri": "a.png", "content_hash": content_hash(decode(encoded(picture(seed=1), "PNG")))}
-    view = View(height_px=8, width_px=8, resized=True, min_px=8)
-    assert baseline_task._view(row, encoded(picture(seed=1), "BMP"), view).shape == (3, 8, 8), "the same pixels"
+    assert image_of_run(row, encoded(picture(seed=1), "BMP")).shape == (32, 32, 3), "the same pixels"
     with pytest.raises(ConfigError, match=r"a\.png was changed since the run"):
-        baseline_task._view(row, encoded(picture(seed=2), "PNG"), view)
+        image_of_run(row, encoded(picture(seed=2), "PNG"))

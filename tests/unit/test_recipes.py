@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -532,9 +530,6 @@ def test_a_table_of_another_recipe_or_of_other_images_is_not_gone_on_with(tmp_pa
     made(images)
     assert not (tmp_path / "out/framed").exists()
     made(images, title="Mended")
-    whole = {"recipe": asdict(recipe(str(tmp_path / "small.yaml"))), "images": str(images)}
-    (tmp_path / "out/recipe.json").write_text(json.dumps(whole))
-    made(images)
     for other, changes, what in ((tmp_path, {}, "images"), (images, {"min_images": 3}, "recipe")):
         with pytest.raises(PlanMismatch, match=f"holds another set: {what} differs"):
             made(other, **changes)
