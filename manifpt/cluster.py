@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import ray
 import ray._private.utils
 
-from manifpt.errors import ConfigError
+from manifpt.errors import ConfigError, WorkerError
 from manifpt.log import event
 
 __all__ = ["NODE_TO_COME_CPUS", "cluster", "connect", "environment", "is_there", "on_one_node"]
@@ -32,11 +32,12 @@ def connect() -> None:
 
     Raises:
         ConfigError: nobody answers at `RAY_ADDRESS`.
+        WorkerError: Ray's own processes did not start here in time.
     """
     if not ray.is_initialized():
         address = _address()
         os.environ.setdefault(*_IDLE_WORKERS_LIVE)
-        with _held_stderr(), _kept_sigterm():
+        with _held_stderr(), _kept_sigterm(), _told_slow():
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
 
 
@@ -87,6 +88,20 @@ def _kept_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def _told_slow() -> Iterator[None]:
+    """Ray gives its processes 30 s, and no setting changes that; what it raises has no type of its own."""
+    try:
+        yield
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        raise WorkerError(
+            "Ray did not start here within the 30 s that it allows. Is the machine busy, or its memory or the disk of "
+            "/tmp full? The same command can succeed now: its files have been read once."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ class StorageError(Exception):
 
 
 class WorkerError(Exception):
-    """A worker process died again and again at the same work: exit code 1."""
+    """A worker process died again and again at the same work, or Ray's own did not start: exit code 1."""
 
 
 class NodesLost(WorkerError):

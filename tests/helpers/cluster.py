@@ -99,35 +99,61 @@ def _autoscaling(address: str, pools: Mapping[str, Mapping[str, Any]]) -> dict[s
 
 @contextlib.contextmanager
 def running(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Iterator[psutil.Process]:
-    """A `ray start --block`, from when it is up; then ended with all that it started."""
+    """A `ray start --block`, from when it is up; then ended with all that it started.
+
+    Ray gives its own processes 30 s, whatever one asks for. Two slow cores need 15, and more while files are read for the
+    first time: what did not come up is started again.
+    """
     log = folder / "head.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, env=dict(environment), stdout=file, stderr=file, cwd=folder)
+    process = None
     try:
-        _wait_until_up(process, log)
+        for left in (2, 1, 0):
+            log.unlink(missing_ok=True)
+            with log.open("wb") as file:
+                process = subprocess.Popen(command, env=dict(environment), stdout=file, stderr=file, cwd=folder)
+            if _is_up(process, log):
+                break
+            print(said := f"Ray did not come up.\n{_logs(folder)}", file=sys.stderr)
+            _end(process)
+            if not left:
+                raise RuntimeError(said)
+        assert process is not None
         yield psutil.Process(process.pid)
     finally:
-        descendants: list[psutil.Process] = []
-        with contextlib.suppress(psutil.Error):
-            descendants = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(3)
-        process.kill()
-        for left in descendants:  # by id: some of them name neither the folder nor their head
-            with contextlib.suppress(psutil.Error):
-                left.kill()
-        process.wait(10)
+        if process is not None:
+            _end(process)
 
 
-def _wait_until_up(process: subprocess.Popen[bytes], log: Path) -> None:
+def _is_up(process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Waits until it is, or has ended."""
     for _ in range(480):  # two minutes, for a machine that is busy
         if process.poll() is not None:
-            break
+            return False
         if "Ray runtime started" in log.read_text(errors="replace"):
-            return
+            return True
         time.sleep(0.25)
-    raise RuntimeError(f"Ray did not come up: {log.read_text(errors='replace')[-3000:]}")
+    return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    descendants: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        descendants = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(3)
+    process.kill()
+    for left in descendants:  # by id: some of them name neither the folder nor their head
+        with contextlib.suppress(psutil.Error):
+            left.kill()
+    process.wait(10)
+
+
+def _logs(folder: Path) -> str:
+    """Of the node's start, and of the processes that it waits for."""
+    names = ("raylet.out", "raylet.err", "gcs_server.out", "dashboard_agent.log", "runtime_env_agent.log")
+    own = [one for name in names for one in sorted(folder.rglob(f"session_latest/logs/{name}"))]
+    return "\n".join(f"{one.name}: {one.read_text(errors='replace')[-2000:]}" for one in (folder / "head.log", *own))
 
 
 def workers_of(env: Mapping[str, str], titles: tuple[str, ...] = ("MapBatches", "MapWorker")) -> list[psutil.Process]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from manifpt import cluster
-from manifpt.errors import ConfigError
+from manifpt.errors import ConfigError, WorkerError
 
 
 @pytest.fixture
@@ -82,6 +82,15 @@ def test_whether_there_is_a_cluster_to_join(
     assert not cluster.is_there()
     monkeypatch.setenv("RAY_ADDRESS", closed)
     assert cluster.is_there(), "and whoever connects is told that nobody answers"
+
+
+def test_a_machine_too_slow_for_ray_is_told_in_a_sentence(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with pytest.raises(WorkerError, match="within the 30 s"):
+        cluster.connect()
 
 
 def test_weights_that_all_nodes_can_reach_are_named_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
