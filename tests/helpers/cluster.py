@@ -101,8 +101,8 @@ def _autoscaling(address: str, pools: Mapping[str, Mapping[str, Any]]) -> dict[s
 def running(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Iterator[psutil.Process]:
     """A `ray start --block`, from when it is up; then ended with all that it started.
 
-    Ray gives its own processes 30 s, whatever one asks for. Two slow cores need 15, and more while files are read for the
-    first time: what did not come up is started again.
+    Ray gives its own processes 30 s, whatever one asks for. Two slow cores need 15, and more while files are read for
+    the first time: what did not come up is started again.
     """
     log = folder / "head.log"
     process = None
