@@ -264,8 +264,10 @@ class EvaluateConfig(RowsConfig):
     """All images re-encoded alike. The runs' reference must have been built with it."""
     dataset: str | None = None
     """Its name in the tables. Default: that of the first run's folder."""
+    test_dataset: str | None = None
+    """The same of --test-artifacts."""
     paper_column: str | None = None
-    """Show the paper's Table 2 beside: cifar10, celeba, chq or ffhq."""
+    """Show the paper's Table 2 beside: cifar10, celeba, chq or ffhq; or its Table 4: cifar10->celeba, chq->ffhq ..."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -356,6 +358,11 @@ class ReproduceConfig:
     """Images that the denoiser sees in training."""
     equalize_codec: bool = False
     """Re-encode all images alike (JPEG, quality 75, 4:2:0)."""
+    across: tuple[str, ...] = ()
+    """Outputs of this command for recipes that this one's `cross` names: train here, test there, as in the paper's
+    Table 4."""
+    size_px: int | None = None
+    """Side of pixels and spectra. Default: the recipe's. For --across, two sets of different sizes need one."""
     own_spaces: OwnSpaces = dataclasses.field(default_factory=dict)
 
 

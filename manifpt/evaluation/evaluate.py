@@ -27,6 +27,7 @@ from manifpt.evaluation.tables import table_json, table_markdown
 from manifpt.evaluation.tasks import Work, fit_attributor, test_attributor
 from manifpt.log import event
 from manifpt.reader import read_plan
+from manifpt.recipes.tables import paper_accuracies
 from manifpt.spaces import View
 from manifpt.storage import join, normalize, store_of
 
@@ -46,6 +47,8 @@ def evaluate_attributor(config: EvaluateConfig) -> dict[str, Any]:
     test_runs = [normalize(run) for run in config.test_artifacts]
     if config.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, not {config.seeds}.")
+    if config.paper_column:
+        paper_accuracies(config.paper_column)  # a name that it hasn't costs no fits
     names = _baseline_names(config.baselines)
     candidates = candidates_of(runs, test_runs, config.spaces, config.networks, config.epochs, control_runs)
     check_codec([*runs, *control_runs, *test_runs], config.equalize_codec)
@@ -59,7 +62,7 @@ def evaluate_attributor(config: EvaluateConfig) -> dict[str, Any]:
           candidates=len(candidates), baselines=len(names), output=output)  # fmt: skip
     cluster.connect()
     view = _view(runs) if names else None
-    tested_on = test_runs[0].rstrip("/").rpartition("/")[2] if test_runs else None
+    tested_on = config.test_dataset or test_runs[0].rstrip("/").rpartition("/")[2] if test_runs else None
     audits = {"": audit_codecs(first, config.equalize_codec)}
     if tested_on is not None:
         audits[tested_on] = audit_codecs(next(iter(tests.values())), config.equalize_codec, is_whole=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from manifpt.attributor.choice import Choice, choice_of, read_labels
 from manifpt.attributor.examples import Examples, read_rows
 from manifpt.config import EvaluateConfig
 from manifpt.errors import ConfigError
+from manifpt.estimates import Estimate
 from manifpt.evaluation.methods import Candidate
 from manifpt.log import event
 
@@ -66,7 +68,7 @@ def examples_of_another_set(candidates: Sequence[Candidate], examples: ByRun, co
         trained_on, test = examples[candidate.run, candidate.space.name], alone[pair]
         unknown = sorted(set(test.labels) - set(trained_on.labels))
         is_same = test.spec.identity() == trained_on.spec.identity() and test.shape == trained_on.shape
-        if unknown or not is_same or test.estimate.identity() != candidate.estimate.identity():
+        if unknown or not is_same or _method(test.estimate) != _method(candidate.estimate):
             what = f"labels that training has not ({', '.join(unknown)})" if unknown else "another space or projection"
             raise ConfigError(f"{pair[0]} has {what}; map its sources with --test-labels, or leave them out.")
     if not tests:
@@ -86,6 +88,11 @@ def examples_of_another_set(candidates: Sequence[Candidate], examples: ByRun, co
         found[pair] = replace(test, labels=labels, label_n=number[test.label_n], left_out=left_out)
     _check_alike(found)
     return found
+
+
+def _method(estimate: Estimate) -> dict[str, Any]:
+    """Each set has a denoiser of its own reals, as it has a reference of its own."""
+    return {name: value for name, value in estimate.identity().items() if name != "weights_sha256"}
 
 
 def _common_ids(examples: Iterable[Examples]) -> pa.Array:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from manifpt.recipes.tables import paper_table2
+from manifpt.recipes.tables import paper_accuracies
 
 __all__ = ["Comparison", "Row", "table_json", "table_markdown"]
 
@@ -109,7 +109,7 @@ def table_markdown(
     facts: Mapping[str, Any],
     paper_column: str | None = None,
 ) -> str:
-    """Shaped as the paper's Table 2, with its numbers beside ours where the set has a column there.
+    """Shaped as the paper's Table 2, with its numbers (or its Table 4's) beside ours where the set has a column there.
 
     Args:
         dataset: of training.
@@ -118,7 +118,7 @@ def table_markdown(
         facts: counts of images by side, `labels`, `seeds`, and `tested_on`, the other set's name or None.
         paper_column: of the paper's table.
     """
-    paper = paper_table2() if paper_column else {}
+    paper = paper_accuracies(paper_column) if paper_column else {}
     tested = f"{facts['train']:,} to train, {facts['validation']:,} to choose"
     if facts["tested_on"]:
         tested += f"). **Tested on {facts['test']:,} images of {facts['tested_on']}**, none of which training has"
@@ -139,8 +139,7 @@ def table_markdown(
         of_kind = [row for row in rows if row.kind == kind]
         if of_kind:
             lines.append(f"| **{title}** | | | | | | | |" + (" |" if paper else ""))
-        lines += [_line(row, paper.get(row.paper or "", {}).get(paper_column or "") if paper else None, bool(paper))
-                  for row in of_kind]  # fmt: skip
+        lines += [_line(row) + (f" {paper.get(row.paper or '', '-')} |" if paper else "") for row in of_kind]
     lines += ["", *_compared(comparisons)]
     for name, audit in audits.items():
         lines += _audited(audit, name)
@@ -148,7 +147,7 @@ def table_markdown(
     return "\n".join(lines) + "\n"
 
 
-def _line(row: Row, paper: Any, has_paper: bool) -> str:
+def _line(row: Row) -> str:
     mean, std = _mean_std(row.accuracies)
     balanced = _mean_std(row.balanced)[0]
     accuracy = f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if len(row.accuracies) > 1 else "")
@@ -157,8 +156,6 @@ def _line(row: Row, paper: Any, has_paper: bool) -> str:
         row.method, row.space, accuracy, f"{100 * balanced:.1f}", ratio,
         f"{row.train_s:.0f} s", f"{row.predict_s:.1f} s", row.chosen,
     ]  # fmt: skip
-    if has_paper:
-        cells.append(f"{paper.accuracy:.1f} ± {paper.std:.1f}" if paper is not None else "-")
     return "| " + " | ".join(cells) + " |"
 
 

@@ -9,13 +9,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from manifpt.config import (
     ArtifactsConfig,
@@ -30,10 +31,12 @@ from manifpt.errors import ConfigError
 from manifpt.log import event
 from manifpt.manifest import REAL, Manifest, write_manifest
 from manifpt.plan import publish_facts
+from manifpt.reader import read_plan
+from manifpt.recipes.check import checked
 from manifpt.recipes.framing import framed_name, framed_table
 from manifpt.recipes.load import recipe
 from manifpt.recipes.phases import phase_randomized_reals
-from manifpt.recipes.schema import Recipe
+from manifpt.recipes.schema import Cross, Recipe
 from manifpt.recipes.select import inputs, select
 from manifpt.runs import build_reference, compute_artifacts, index_images
 from manifpt.spaces import View
@@ -71,6 +74,7 @@ _RUNS = (
 )  # fmt: skip
 
 
+_FACTS = "recipe.json"
 _SOFT_PX = 73  # 3 * 73^2 numbers an image: see manifpt.estimates.gaussian
 
 
@@ -80,7 +84,11 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
     Raises:
         ConfigError: no such recipe, or images that aren't where it says.
     """
-    found, images, output = recipe(config.recipe), normalize(config.images), normalize(config.output)
+    found, images, output = (
+        _sized(recipe(config.recipe), config.size_px),
+        normalize(config.images),
+        normalize(config.output),
+    )
     if not is_local(output):
         raise ConfigError("reproduce_tables keeps manifests and label maps on this machine: choose a local --output.")
     os.makedirs(output, exist_ok=True)
@@ -91,6 +99,7 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
     if found.size_px > _SOFT_PX:
         event("left_out", source="soft", why=f"at {found.size_px} px the covariance of all pixels is too large")
         wanted = [run for run in wanted if run.flags.get("estimate") != "soft"]
+    others = [_other(found, folder, wanted) for folder in config.across]
     manifests = _manifests(found, images, output)
     own = config.own_spaces
     spaces = [*dict.fromkeys([*found.spaces, "ycbcr", "frequency_ycbcr", *own])]
@@ -126,16 +135,74 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
         )  # fmt: skip
     from manifpt.evaluation.evaluate import evaluate_attributor  # torch costs seconds
 
-    return evaluate_attributor(
-        EvaluateConfig(
-            artifacts=tuple(runs[False]), control_artifacts=tuple(runs[True]), output=join(output, "evaluation"),
-            networks=config.networks, epochs=config.epochs, baselines=config.baselines, seeds=config.seeds,
-            group_column=found.images.group_column, most_images=config.most_images,
-            equalize_codec=config.equalize_codec,
-            dataset=found.name + (", codec equalised" if config.equalize_codec else ""),
-            paper_column=found.paper_column,
-        )
+    evaluation = EvaluateConfig(
+        artifacts=tuple(runs[False]), control_artifacts=tuple(runs[True]), output=join(output, "evaluation"),
+        networks=config.networks, epochs=config.epochs, baselines=config.baselines, seeds=config.seeds,
+        group_column=found.images.group_column, most_images=config.most_images,
+        equalize_codec=config.equalize_codec,
+        dataset=found.name + (", codec equalised" if config.equalize_codec else ""),
+        paper_column=found.paper_column,
     )  # fmt: skip
+    result = evaluate_attributor(evaluation)
+    for other in others:
+        labels = join(output, f"labels-of-{other.cross.recipe}.yaml")
+        store_of(labels).write(labels, yaml.safe_dump(other.labels).encode())
+        names = [run.name for phases in (False, True) for run in wanted if run.phases == phases]
+        across = replace(
+            evaluation, test_artifacts=tuple(join(other.folder, "runs", name) for name in names), test_labels=labels,
+            test_dataset=other.cross.recipe, paper_column=other.cross.table4,
+            output=join(output, f"evaluation-on-{other.cross.recipe}"),
+        )  # fmt: skip
+        of_other = evaluate_attributor(across)
+        result = result | {"text": result["text"] + "\n" + of_other["text"]}
+    return result
+
+
+def _sized(found: Recipe, size_px: int | None) -> Recipe:
+    """Raises:
+    ConfigError: no size.
+    """
+    return found if size_px is None else checked(replace(found, size_px=size_px))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Other:
+    """What this command made of another recipe, to test on.
+
+    Attributes:
+        folder: its output.
+        cross: what this recipe says of it.
+        labels: of its manifests, to those of this recipe; None: this one has no such label.
+    """
+
+    folder: str
+    cross: Cross
+    labels: Mapping[str, str | None]
+
+
+def _other(found: Recipe, folder: str, wanted: Sequence[_Run]) -> _Other:
+    """Raises:
+    ConfigError: no output of this command, or of a recipe or a size that this one can't be tested on.
+    """
+    folder = normalize(folder)
+    facts = stored_object(join(folder, _FACTS), {"recipe": dict})
+    if facts is None:
+        raise ConfigError(f"--across {folder} is no output of reproduce_tables: it has no {_FACTS}.")
+    name, size_px = facts["recipe"].get("name"), facts["recipe"].get("size_px")
+    crosses = {cross.recipe: cross for cross in found.cross}
+    if name not in crosses:
+        known = ", ".join(crosses) or "none"
+        raise ConfigError(f"--across {folder} is of {name}; the recipe {found.name} says how to test on: {known}.")
+    if size_px != found.size_px:
+        raise ConfigError(
+            f"--across {folder} is of {size_px} px, {found.name} of {found.size_px} px: make both with one --size-px."
+        )
+    for run in wanted:  # what isn't there costs no hours
+        read_plan(join(folder, "runs", run.name))
+    here = {theirs: ours for ours, theirs in crosses[name].labels.items()}
+    used = [source for source in facts["recipe"].get("sources", ()) if source.get("exclude") is None]
+    theirs = {source.get("label") or source["name"] for source in used} | {REAL}
+    return _Other(folder=folder, cross=crosses[name], labels={label: here.get(label) for label in sorted(theirs)})
 
 
 def _train_denoiser(reference: str, output: str, images: int) -> None:
@@ -147,7 +214,7 @@ def _train_denoiser(reference: str, output: str, images: int) -> None:
 def _manifests(found: Recipe, images: str, output: str) -> dict[str, str]:
     """Manifests of the reference and of the queries, whose sources are the recipe's labels."""
     uris = {name: join(output, f"{name}.parquet") for name in ("reference", "queries")}
-    facts_uri, framed_root = join(output, "recipe.json"), join(output, "framed")
+    facts_uri, framed_root = join(output, _FACTS), join(output, "framed")
     facts = {"recipe": _deciding(asdict(found)), "images": images}
     if all(store_of(uri).stat(uri) is not None for uri in uris.values()):
         publish_facts(facts_uri, facts, "set")  # those of another recipe, or of before it was edited, are refused

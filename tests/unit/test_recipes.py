@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -533,3 +536,37 @@ def test_a_table_of_another_recipe_or_of_other_images_is_not_gone_on_with(tmp_pa
     for other, changes, what in ((tmp_path, {}, "images"), (images, {"min_images": 3}, "recipe")):
         with pytest.raises(PlanMismatch, match=f"holds another set: {what} differs"):
             made(other, **changes)
+
+
+def test_another_recipes_output_is_tested_on_by_the_labels_that_both_have(tmp_path: Path) -> None:
+    """`cross` says which are the same; the rest of the other's images is left out."""
+    run = next(run for run in reproduce._RUNS if run.name == "nearest")
+
+    def other(name: str, wanted: Sequence[reproduce._Run] = (), **changes: Any) -> reproduce._Other:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        facts = {"recipe": reproduce._deciding(asdict(replace(recipe(name), **changes))), "images": "images"}
+        (folder / "recipe.json").write_text(json.dumps(facts))
+        return reproduce._other(recipe("paper_gm_chq"), str(folder), wanted)
+
+    found = other("paper_gm_ffhq")
+    assert found.labels["real"] == "real" and found.labels["stylegan3"] == "stylegan3"
+    assert set(found.labels) == set(labels(recipe("paper_gm_ffhq")).values())
+    merged = replace(recipe("paper_gm_ffhq").sources[0], name="first_run", label="not_here")
+    found = other("paper_gm_ffhq", sources=(merged, *recipe("paper_gm_ffhq").sources[1:]))
+    assert found.labels["not_here"] is None and "first_run" not in found.labels and "biggan_deep" not in found.labels
+    with pytest.raises(ConfigError, match="is of 64 px, paper_gm_chq of 256 px: make both with one --size-px"):
+        other("paper_gm_ffhq", size_px=64)
+    with pytest.raises(ConfigError, match="is of gm_mnist; the recipe paper_gm_chq says how to test on: paper_gm_ffhq"):
+        other("gm_mnist")
+    with pytest.raises(ConfigError, match="There is no run at .*paper_gm_ffhq/runs/nearest"):
+        other("paper_gm_ffhq", wanted=[run])
+    with pytest.raises(ConfigError, match="no output of reproduce_tables"):
+        reproduce._other(recipe("paper_gm_chq"), str(tmp_path), ())
+
+
+def test_a_recipe_of_another_size() -> None:
+    assert reproduce._sized(recipe("paper_gm_cifar10"), None).size_px == 32
+    assert reproduce._sized(recipe("paper_gm_cifar10"), 64).size_px == 64
+    with pytest.raises(ConfigError, match="1 or more"):
+        reproduce._sized(recipe("paper_gm_cifar10"), 0)
