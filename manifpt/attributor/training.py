@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,11 @@ __all__ = [
     "fit",
     "from_arrays",
     "outputs_of",
+    "rows_at_once",
 ]
+
+_EVALUATION_BATCH = 512
+_EVALUATION_NUMBERS = 1 << 23  # of them: 42 artifacts of 256 px
 
 # Artifacts [B, ...] in any float format, source numbers int64 [B], row numbers int64 [B].
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -253,6 +257,11 @@ def _is_over(recipe: Recipe, history: list[Epoch]) -> bool:
 
 def _copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+def rows_at_once(shape: Sequence[int]) -> int:
+    """Artifacts of a forward pass outside training: large ones would need more memory than training does."""
+    return max(16, min(_EVALUATION_BATCH, _EVALUATION_NUMBERS // math.prod(shape)))
 
 
 def outputs_of(network: AttributorNetwork, batches: Iterable[Batch], device: str = "cpu") -> Iterator[Outputs]:

@@ -29,6 +29,7 @@ from manifpt.attributor.training import (
     fit,
     mean_and_std,
     outputs_of,
+    rows_at_once,
 )
 from manifpt.distributed import Worker
 from manifpt.errors import ConfigError
@@ -41,9 +42,6 @@ from manifpt.storage import join, store_of
 from manifpt.streaming import KEPT_PART, StreamedRows
 
 __all__ = ["Job", "train"]
-
-_EVALUATION_BATCH = 512
-_EVALUATION_NUMBERS = 1 << 23  # of them: 42 artifacts of 256 px
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +116,7 @@ def train(worker: Worker, job: Job) -> None:
 
 def _write_statistics(worker: Worker, job: Job, network: AttributorNetwork, rows: StreamedRows) -> None:
     """What the features of the training artifacts look like to the trained network; every worker adds its share."""
-    batches = (_tensors(*block) for block in rows.all("artifact", "label", "row", rows=_at_once(job.shape)))
+    batches = (_tensors(*block) for block in rows.all("artifact", "label", "row", rows=rows_at_once(job.shape)))
     blocks = ((found.features_bf, found.label_b) for found in outputs_of(network, batches, worker.device))
     features = network.classifier.in_features
     statistics = feature_statistics(blocks, len(job.labels), features, worker.summed)
@@ -129,11 +127,6 @@ def _write_statistics(worker: Worker, job: Job, network: AttributorNetwork, rows
 def _tensors(artifacts: np.ndarray, label_b: np.ndarray, row_b: np.ndarray) -> Batch:
     """Copies: what Ray Data and Arrow hand out can't be written, of which torch warns."""
     return tuple(torch.from_numpy(np.array(values)) for values in (artifacts, label_b, row_b))  # type: ignore[return-value]
-
-
-def _at_once(shape: Sequence[int]) -> int:
-    """Artifacts of a forward pass outside training: large ones would need more memory than training does."""
-    return max(16, min(_EVALUATION_BATCH, _EVALUATION_NUMBERS // math.prod(shape)))
 
 
 class _Held:
@@ -147,7 +140,7 @@ class _Held:
     def batches(self) -> Iterator[Batch]:
         """In the order of the shards."""
         for artifacts, part in self._kept if self._kept is not None else self._read():
-            size = _at_once(artifacts.shape[1:])
+            size = rows_at_once(artifacts.shape[1:])
             for start in range(0, len(part.row_n), size):
                 block = slice(start, start + size)
                 yield _tensors(artifacts[block], part.label_n[block], part.row_n[block])

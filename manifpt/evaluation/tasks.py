@@ -33,6 +33,7 @@ from manifpt.attributor.training import (
     from_arrays,
     mean_and_std,
     outputs_of,
+    rows_at_once,
 )
 from manifpt.errors import ConfigError
 from manifpt.metrics.frechet import fd_ratio_or_none
@@ -55,7 +56,6 @@ __all__ = [
     "trained_network",
 ]
 
-_BATCH = 256
 # What a fit fills of a GPU. A small network leaves most of one idle; hand-crafted features make no use of it.
 _GPUS = {"small": 0.25, "released": 0.25, "head": 0.25} | dict.fromkeys(
     ("mccloskey18", "durall20", "dzanic20", "marra19"), 0.0
@@ -234,6 +234,7 @@ def gathered(parts: list[Part], of_part: Callable[[Part], np.ndarray]) -> tuple[
 
 def batches_of(artifacts: np.ndarray, label_n: np.ndarray, row_n: np.ndarray) -> Iterator[Batch]:
     """What `artifacts_of` returns, as batches."""
-    for start in range(0, len(label_n), _BATCH):
-        block = slice(start, start + _BATCH)
+    size = rows_at_once(artifacts.shape[1:])
+    for start in range(0, len(label_n), size):
+        block = slice(start, start + size)
         yield torch.from_numpy(artifacts[block]), torch.from_numpy(label_n[block]), torch.from_numpy(row_n[block])

@@ -39,7 +39,7 @@ from manifpt.evaluation.methods import candidates_of
 from manifpt.evaluation.results import merged_notes
 from manifpt.evaluation.running import run_works
 from manifpt.evaluation.tables import Comparison, Row, table_json, table_markdown
-from manifpt.evaluation.tasks import Work, fit_attributor, outputs_uri
+from manifpt.evaluation.tasks import Work, batches_of, fit_attributor, outputs_uri
 from manifpt.evaluation.tasks import test_attributor as read_test_images
 from manifpt.metrics.frechet import fd_ratio, fd_ratio_or_none
 from manifpt.reader import image_of_run, read_artifacts
@@ -428,6 +428,15 @@ def test_a_test_set_of_another_codec_or_of_training_alone_is_refused(
     larger = make_run(tmp_path / "larger", news, artifacts=lambda rows: artifacts_of(rows, (3, 5, 5)))
     with pytest.raises(ConfigError, match="another space or projection"):
         evaluate(run, test_artifacts=(str(larger),))
+
+
+@pytest.mark.parametrize(("shape", "sizes"), [((3, 256, 256), [42, 42, 16]), ((3, 32, 32), [100])])
+def test_large_artifacts_pass_a_network_in_small_batches(shape: tuple[int, ...], sizes: list[int]) -> None:
+    """256 at 256 px took gigabytes a layer."""
+    artifacts, row_n = np.zeros((100, *shape), np.float16), np.arange(100)
+    batches = list(batches_of(artifacts, row_n, row_n))
+    assert [len(found) for found, _, _ in batches] == sizes
+    np.testing.assert_array_equal(np.concatenate([found for _, _, found in batches]), row_n)
 
 
 def test_each_set_has_a_denoiser_of_its_own_reals(tmp_path: Path, evaluate: Callable[..., dict[str, Any]]) -> None:
