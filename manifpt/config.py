@@ -68,9 +68,9 @@ class ReferenceConfig:
     output: str
     """The bundle: a folder or prefix."""
     spaces: tuple[str, ...] = ("rgb", "frequency")
-    """rgb, frequency, supervised, selfsupervised, or names under own_spaces in --config."""
+    """rgb, frequency, ycbcr, frequency_ycbcr, supervised, selfsupervised, or names under own_spaces in --config."""
     size_px: int | None = None
-    """Resolution of rgb and frequency. Default: native; all images must then have the first one's size."""
+    """Resolution of pixels and spectra. Default: native; all images must then have the first one's size."""
     encoder: str | None = None
     """Of selfsupervised: the folder that jobs/pretrain_encoder.py made. Default: the published Barlow Twins weights."""
     equalize_codec: bool = False
@@ -150,7 +150,7 @@ class EncoderConfig:
     """torchvision's; images under 64 px get a first layer that keeps their high frequencies."""
     policy: Literal["fingerprint", "standard"] = "fingerprint"
     """What two views of an image differ in. fingerprint: place, mirroring and mean colour, so features may keep all
-    frequencies but zero. standard: as Barlow Twins, contrast, sizes and blur too."""
+    frequencies but zero. standard: as Barlow Twins, contrast and sizes too, and from 64 px on blur."""
     size_px: int | None = None
     """Side of the square that it sees. Default: that of the first image; smaller ones are rejected."""
     epochs: int = 100
@@ -326,7 +326,7 @@ class ScanConfig:
     drift_level: float = 0.01
     """The chance that a scan in which nothing has changed finds any drift."""
     max_actors: int | None = None
-    """Actors a stage may scale up to, on a cluster that grows. Default: what it has room for now."""
+    """Actors a stage may scale up to. Default: what the cluster has room for, also when it grows."""
     gpu: bool = False
     """Use GPUs though the cluster has none yet: its autoscaler brings them. Where it has some, they are used anyway."""
     alerts: AlertSection = dataclasses.field(default_factory=dict)

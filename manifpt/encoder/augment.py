@@ -75,7 +75,9 @@ def _standard(size_px: int) -> Policy:
     try:
         import kornia.augmentation as kornia
     except ImportError as error:
-        raise ConfigError("The standard policy needs the package kornia: pip install 'manifpt[pretrain]'.") from error
+        raise ConfigError(
+            "The standard policy needs the package kornia: pip install '.[pretrain]' in a checkout."
+        ) from error
 
     def steps(blurred: float, solarized: float) -> torch.nn.Sequential:
         kernel_px = 2 * (size_px // 20) + 1

@@ -160,9 +160,13 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
 
 def _sized(found: Recipe, size_px: int | None) -> Recipe:
     """Raises:
-    ConfigError: no size.
+    ConfigError: no size, or one to which pixels would be enlarged.
     """
-    return found if size_px is None else checked(replace(found, size_px=size_px))
+    if size_px is None:
+        return found
+    if size_px > found.size_px:
+        raise ConfigError(f"--size-px {size_px}: {found.name} is of {found.size_px} px, and pixels are never enlarged.")
+    return checked(replace(found, size_px=size_px))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

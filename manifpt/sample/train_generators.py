@@ -12,7 +12,7 @@ Every image, real or generated, ends in the same ``quantise``: grey levels in st
 occurs still differs between them). The PNGs hold their data uncompressed, because Parquet's zstd then works across
 images and the file gets smaller.
 
-Needs scikit-learn, which the package itself does not. The same seed on the same machine with the same library versions
+The same seed on the same machine with the same library versions
 gives the same pixels. Another processor sums floats in another order and gives slightly different ones.
 """
 

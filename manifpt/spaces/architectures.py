@@ -46,7 +46,7 @@ def _timm(name: str) -> nn.Module:
     try:
         import timm
     except ImportError as error:
-        raise ConfigError("A timm architecture needs the package: pip install 'manifpt[timm]'.") from error
+        raise ConfigError("A timm architecture needs the package: pip install '.[timm]' in a checkout.") from error
     try:
         network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
     except RuntimeError as error:

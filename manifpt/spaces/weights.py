@@ -202,7 +202,7 @@ def timm_preprocessing(architecture: str) -> dict[str, Any]:
     try:
         import timm
     except ImportError as error:
-        raise ConfigError("A timm architecture needs the package: pip install 'manifpt[timm]'.") from error
+        raise ConfigError("A timm architecture needs the package: pip install '.[timm]' in a checkout.") from error
     pretrained = timm.get_pretrained_cfg(architecture.partition(":")[2])
     if pretrained is None:
         return {}

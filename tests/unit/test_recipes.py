@@ -567,6 +567,8 @@ def test_another_recipes_output_is_tested_on_by_the_labels_that_both_have(tmp_pa
 
 def test_a_recipe_of_another_size() -> None:
     assert reproduce._sized(recipe("paper_gm_cifar10"), None).size_px == 32
-    assert reproduce._sized(recipe("paper_gm_cifar10"), 64).size_px == 64
+    assert reproduce._sized(recipe("paper_gm_celeba"), 32).size_px == 32
+    with pytest.raises(ConfigError, match="is of 32 px, and pixels are never enlarged"):
+        reproduce._sized(recipe("paper_gm_cifar10"), 64)
     with pytest.raises(ConfigError, match="1 or more"):
         reproduce._sized(recipe("paper_gm_cifar10"), 0)
