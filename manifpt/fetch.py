@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import functools
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -47,27 +48,22 @@ def fetch(rows: list[dict[str, Any]], exact: bool = False) -> Iterator[bytes | B
     Raises:
         StorageError: storage does not answer, which is no property of an image.
     """
-    cells = _parquet_cells([row for row in rows if row["container"] == "parquet"])
+    cells = _Cells([row for row in rows if row["container"] == "parquet"], exact)
 
     def one(row: dict[str, Any]) -> bytes | BadImage:
-        if row["container"] == "parquet":
-            return cells[row["uri"], row["offset"]]
         data = _guarded(row)
-        if exact and isinstance(data, bytes) and is_local(row["uri"]):
-            entry = store_of(row["uri"]).stat(row["uri"])  # after reading: what was replaced before now is seen
-            if entry is None or entry.etag != row["etag"]:
-                return BadImage(RejectReason.CHANGED, "replaced since it was indexed")
-        return data
+        return _replaced() if exact and isinstance(data, bytes) and _is_replaced(row) else data
 
     threads = _LOCAL_THREADS if all(is_local(row["uri"]) for row in rows) else _THREADS
     with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[Future[bytes | BadImage]] = deque()  # bounded, so that large files don't pile up
+        ahead: deque[Callable[[], bytes | BadImage]] = deque()  # bounded, so that large files don't pile up
         for row in rows:
-            ahead.append(pool.submit(one, row))
+            is_cell = row["container"] == "parquet"
+            ahead.append(functools.partial(cells.take, row) if is_cell else pool.submit(one, row).result)
             if len(ahead) == 2 * threads:
-                yield ahead.popleft().result()
+                yield ahead.popleft()()
         while ahead:
-            yield ahead.popleft().result()
+            yield ahead.popleft()()
 
 
 def _guarded(row: dict[str, Any]) -> bytes | BadImage:
@@ -118,32 +114,67 @@ def _is_changed(row: dict[str, Any]) -> bool:
     return entry.etag != etag
 
 
+def _is_replaced(row: dict[str, Any]) -> bool:
+    """Of a file, whether it is another one than was indexed in this place; after reading it, so that what was replaced
+    before now is seen."""
+    if not is_local(row["uri"]):
+        return False
+    entry = store_of(row["uri"]).stat(row["uri"])
+    return entry is None or entry.etag != row["etag"]
+
+
+def _replaced() -> BadImage:
+    return BadImage(RejectReason.CHANGED, "replaced since it was indexed")
+
+
 def _other_container() -> BadImage:
     return BadImage(RejectReason.CHANGED, "the file that holds it is another one than when it was indexed")
 
 
-def _parquet_cells(rows: list[dict[str, Any]]) -> dict[tuple[str, int], bytes | BadImage]:
-    """Cells by (uri, row): every file is opened once, and of it only the row groups needed are read."""
-    wanted: dict[str, list[int]] = defaultdict(list)
-    for row in rows:
-        wanted[row["uri"]].append(row["offset"])
-    first = {row["uri"]: row for row in reversed(rows)}
-    cells: dict[tuple[str, int], bytes | BadImage] = {}
-    for uri, numbers in wanted.items():
-        try:
-            if _is_changed(first[uri]):
-                cells.update(((uri, number), _other_container()) for number in numbers)
-                continue
-            with store_of(uri).open(uri) as stream:
-                cells.update(((uri, number), cell) for number, cell in _read_cells(pq.ParquetFile(stream), numbers))
-        except (FileNotFoundError, PermissionError) as error:
-            cells.update(((uri, number), _as_bad(error)) for number in numbers)
-        except (pa.ArrowException, OSError, ValueError, LookupError) as error:
-            if is_of_storage(error):
-                raise StorageError(str(error)) from error
-            bad = BadImage(RejectReason.CORRUPT, f"Parquet: {error}")
-            cells.update(((uri, number), cells.get((uri, number), bad)) for number in numbers)
-    return cells
+class _Cells:
+    """Cells of Parquet files, each read once and in the order of its rows, as they are asked for: in the order of a
+    manifest no more are in memory than a batch of a row group."""
+
+    def __init__(self, rows: list[dict[str, Any]], exact: bool) -> None:
+        self._asked: Counter[tuple[str, int]] = Counter((row["uri"], row["offset"]) for row in rows)
+        numbers: dict[str, set[int]] = defaultdict(set)
+        for row in rows:
+            numbers[row["uri"]].add(row["offset"])
+        first = {row["uri"]: row for row in reversed(rows)}
+        self._files = {uri: _cells_of(row, sorted(numbers[uri]), exact) for uri, row in first.items()}
+        self._held: dict[tuple[str, int], bytes | BadImage] = {}
+
+    def take(self, row: dict[str, Any]) -> bytes | BadImage:
+        key = row["uri"], row["offset"]
+        while key not in self._held:
+            number, cell = next(self._files[row["uri"]])
+            self._held[row["uri"], number] = cell
+        self._asked[key] -= 1
+        return self._held[key] if self._asked[key] else self._held.pop(key)
+
+
+def _cells_of(first: dict[str, Any], numbers: list[int], exact: bool) -> Iterator[tuple[int, bytes | BadImage]]:
+    """Of one file, a cell for every number; `first` is a row of it."""
+    uri, left = first["uri"], dict.fromkeys(numbers)
+    try:
+        if is_local(uri) and _is_changed(first):
+            bad = _other_container()
+        else:
+            with store_of(uri).open(uri, first.get("etag")) as stream:
+                for number, cell in _read_cells(pq.ParquetFile(stream), numbers):
+                    del left[number]
+                    yield number, _replaced() if exact and _is_replaced(first) else cell
+            return
+    except BlockingIOError:
+        bad = _other_container()
+    except (FileNotFoundError, PermissionError) as error:
+        bad = _as_bad(error)
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        if is_of_storage(error):
+            raise StorageError(str(error)) from error
+        bad = BadImage(RejectReason.CORRUPT, f"Parquet: {error}")
+    for number in left:
+        yield number, bad
 
 
 def _read_cells(file: pq.ParquetFile, numbers: list[int]) -> Iterator[tuple[int, bytes | BadImage]]:

@@ -5,6 +5,7 @@ Everything streams. Only names, sizes and label columns are read, never pixels: 
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from collections import Counter
@@ -31,6 +32,7 @@ _FORMATS = {
 }  # fmt: skip
 _MOST_JSON_BYTES = 16 << 20  # of one sample
 _MOST_LABEL_BYTES = 1 << 16
+_MOST_ENDINGS = 100
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 BATCH_ROWS = 16_384
 
@@ -155,7 +157,12 @@ def images_in(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Ite
             "format": _FORMATS.get(ending),
         }
     else:
-        skipped[ending or "no ending"] += 1
+        _skip(skipped, ending or "no ending")
+
+
+def _skip(skipped: Counter[str], ending: str) -> None:
+    """Counts what is no image; of buckets where every name has an ending of its own, not each."""
+    skipped[ending if ending in skipped or len(skipped) < _MOST_ENDINGS else "other endings"] += 1
 
 
 def _source(options: IndexOptions, named: str | None, key: str, uri: str) -> str:
@@ -185,11 +192,16 @@ def batch_of(rows: list[Row], options: IndexOptions) -> pa.RecordBatch:
 
 def _tar_rows(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Iterator[Row]:
     """Image members, by sample as WebDataset groups them: neighbours whose names agree up to the first dot."""
-    with _opened(entry.uri) as stream, _open_tar(stream, entry.uri) as tar:
+    with _opened(entry) as stream, _open_tar(stream, entry.uri) as tar:
         sample, images, fields = "", [], {}  # type: str, list[tarfile.TarInfo], dict[str, Any]
+        last_offset = -1
         try:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
+                # A negative size leads back to an earlier header, and so on for ever.
+                if member.size < 0 or member.offset <= last_offset:
+                    raise tarfile.ReadError(f"a member of {member.size} bytes at byte {member.offset}")
+                last_offset = member.offset
                 if member.isdir():
                     continue
                 folder, _, name = member.name.rpartition("/")
@@ -209,35 +221,67 @@ def _tar_rows(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Ite
                 elif last == "json" and options.fields():
                     fields = _json_fields(tar, member, entry.uri)
                 elif last != "json":
-                    skipped[last] += 1
+                    _skip(skipped, last)
             stream.seek(tar.offset)
             if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile stops at a damaged header as if it were the end
                 raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
-        except tarfile.TarError as error:
+        except _OF_TARS as error:
             raise ConfigError(f"{entry.uri} is damaged ({error}); write it again, or leave it out.") from error
         yield from _sample_rows(entry, images, fields, options)
 
 
+# Headers that say what can't be make tarfile raise anything: numbers that are none, sizes that no file has.
+_OF_TARS = (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError, LookupError)
+
+
+class _Bounded:
+    """A tar as `tarfile` may see it: a header can't ask for more bytes at once, nor lead out of the file."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._size_bytes = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+
+    def read(self, size_bytes: int = -1) -> bytes:
+        if not 0 <= size_bytes <= _MOST_JSON_BYTES:
+            raise tarfile.ReadError(f"a header of {size_bytes} bytes")
+        return self._stream.read(size_bytes)
+
+    def seek(self, place: int) -> int:
+        if not 0 <= place <= self._size_bytes:
+            raise tarfile.ReadError(f"a member that ends at byte {place} of {self._size_bytes}")
+        return self._stream.seek(place)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
 @contextmanager
-def _opened(uri: str) -> Iterator[IO[bytes]]:
+def _opened(entry: Entry) -> Iterator[IO[bytes]]:
     """A stream that may refuse at its first byte, as that of an archived object does, or at a later one.
 
     Raises:
-        ObjectUnreadable: it is gone, or not for us.
+        ObjectUnreadable: it is gone, or not for us, or not any more what was listed.
     """
+    uri = entry.uri
     try:
-        with store_of(uri).open(uri) as stream:
+        with store_of(uri).open(uri, entry.etag) as stream:
             yield stream
     except FileNotFoundError as error:
         raise ObjectUnreadable(f"{uri} is gone since it was listed; index again.", RejectReason.MISSING) from error
     except PermissionError as error:
         raise ObjectUnreadable(f"No permission to read {uri}.", RejectReason.FORBIDDEN) from error
+    except BlockingIOError as error:
+        raise ObjectUnreadable(
+            f"{uri} is another one since it was listed; index again.", RejectReason.CHANGED
+        ) from error
 
 
-def _open_tar(stream: Any, uri: str) -> tarfile.TarFile:
+def _open_tar(stream: IO[bytes], uri: str) -> tarfile.TarFile:
+    bounded: Any = _Bounded(stream)  # it has all that tarfile asks for
     try:
-        return tarfile.open(fileobj=stream, mode="r:")
-    except tarfile.TarError as error:
+        return tarfile.open(fileobj=bounded, mode="r:")
+    except _OF_TARS as error:
         raise ConfigError(f"{uri} is no plain tar ({error}); write it again, or leave it out.") from error
 
 
@@ -281,7 +325,7 @@ def _sample_rows(
 
 def _parquet_batches(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
     """Rows of a Parquet file with an image column; one without (metadata beside a tar, say) is skipped."""
-    with _opened(entry.uri) as stream:
+    with _opened(entry) as stream:
         try:
             file = pq.ParquetFile(stream)
             schema = file.schema_arrow

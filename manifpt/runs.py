@@ -13,7 +13,7 @@ from typing import Any
 from manifpt.alterations import NONE
 from manifpt.computing import Computing, check_actors
 from manifpt.config import ArtifactsConfig, IndexConfig, ReferenceConfig, rejection_budget
-from manifpt.errors import ConfigError, TooManyRejected
+from manifpt.errors import ConfigError, StorageError, TooManyRejected
 from manifpt.indexing import IndexOptions, index
 from manifpt.log import event
 from manifpt.manifest import Manifest, write_manifest
@@ -46,14 +46,17 @@ def index_images(config: IndexConfig) -> dict[str, Any]:
     def counted() -> Iterator[Any]:
         listed = 0
         last = begin
-        for batch in index(config.input, options, skipped):
-            for item in batch["source"].value_counts().to_pylist():
-                sources[item["values"]] += item["counts"]
-            listed += len(batch)
-            if time.monotonic() - last > 10:
-                last = time.monotonic()
-                event("indexing", images=listed, images_per_s=listed / (last - begin))
-            yield batch
+        try:
+            for batch in index(config.input, options, skipped):
+                for item in batch["source"].value_counts().to_pylist():
+                    sources[item["values"]] += item["counts"]
+                listed += len(batch)
+                if time.monotonic() - last > 10:
+                    last = time.monotonic()
+                    event("indexing", images=listed, images_per_s=listed / (last - begin))
+                yield batch
+        except OSError as error:  # of what is read; what can't be written is told below
+            raise StorageError(f"An input can't be read: {error}") from error
 
     output = normalize(config.output)
     try:

@@ -62,8 +62,9 @@ class Store(Protocol):
         """`write` for a local file that is too large for memory."""
         ...
 
-    def open(self, uri: str) -> IO[bytes]:
-        """A seekable reader, for Parquet and tar."""
+    def open(self, uri: str, etag: str | None = None) -> IO[bytes]:
+        """A seekable reader, for Parquet and tar. With `etag`, as `read`, also where the object changes meanwhile; of
+        files, that can't be told."""
         ...
 
     def stat(self, uri: str) -> Entry | None:
@@ -148,6 +149,10 @@ def store_of(uri: str) -> Store:
     return _LOCAL if is_local(uri) else _s3()
 
 
+# Deleted since its folder was listed; a link to nothing, or to itself; a path that the system can't be asked for.
+_VANISHED = {errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG}
+
+
 class LocalStore:
     """A file system. Also a shared one (NFS, Lustre): only `rename` and `link` need to be atomic."""
 
@@ -170,7 +175,7 @@ class LocalStore:
         with open(path, "rb") as file:
             self._publish(_path(uri), file, new=False)
 
-    def open(self, uri: str) -> IO[bytes]:
+    def open(self, uri: str, etag: str | None = None) -> IO[bytes]:
         try:
             return open(_path(uri), "rb")  # the caller's `with` closes it
         except (IsADirectoryError, NotADirectoryError) as error:
@@ -185,31 +190,33 @@ class LocalStore:
         return _entry(os.path.basename(path), path, status) if stat.S_ISREG(status.st_mode) else None
 
     def list(self, uri: str) -> Iterator[Entry]:
-        return self._walk(_path(uri), b"", ())
-
-    def _walk(self, folder: bytes, prefix: bytes, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-        try:
-            here = os.stat(folder)
-            if (here.st_dev, here.st_ino) in ancestors:
-                return  # a symbolic link to a folder above
-            entries = os.scandir(folder)
-        except FileNotFoundError:
-            if ancestors:
-                return  # deleted since its parent was listed, which must not end the whole listing
-            raise
-        ancestors = (*ancestors, (here.st_dev, here.st_ino))
-        with entries:
-            for entry in entries:
-                try:
-                    status = entry.stat()
-                except OSError as error:
-                    if error.errno in (errno.ENOENT, errno.ELOOP):  # deleted since; a link to nothing, or to itself
-                        continue
+        """Without recursion: a tree may be deeper than Python's stack."""
+        # Of each folder where it is, how its names begin, and the device and number of all above it.
+        left: list[tuple[bytes, bytes, frozenset[tuple[int, int]]]] = [(_path(uri), b"", frozenset())]
+        while left:
+            folder, prefix, above = left.pop()
+            try:
+                here = os.stat(folder)
+                if (here.st_dev, here.st_ino) in above:
+                    continue  # a symbolic link to a folder above
+                entries = os.scandir(folder)
+            except OSError as error:
+                if not above or error.errno not in _VANISHED:
                     raise
-                if stat.S_ISDIR(status.st_mode):
-                    yield from self._walk(entry.path, prefix + entry.name + b"/", ancestors)
-                elif stat.S_ISREG(status.st_mode):  # to read a pipe would wait forever
-                    yield _entry(prefix + entry.name, entry.path, status)
+                continue  # which must not end the whole listing
+            with entries:
+                for entry in entries:
+                    try:
+                        status = entry.stat()
+                    except OSError as error:
+                        if error.errno in _VANISHED:
+                            continue
+                        raise
+                    if stat.S_ISDIR(status.st_mode):
+                        below = above | {(here.st_dev, here.st_ino)}
+                        left.append((entry.path, prefix + entry.name + b"/", below))
+                    elif stat.S_ISREG(status.st_mode):  # to read a pipe would wait forever
+                        yield _entry(prefix + entry.name, entry.path, status)
 
     def remove(self, uri: str) -> None:
         try:

@@ -6,6 +6,7 @@ identity, instance role; `AWS_ENDPOINT_URL` or the profile's `endpoint_url` name
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import re
@@ -176,9 +177,12 @@ class S3Store:
             cause = error.__context__ if isinstance(error.__context__, ClientError) else error
             raise _translated(cause, uri) from error
 
-    def open(self, uri: str) -> IO[bytes]:
-        self.read(uri, 0, 1)  # tells why an object can't be read; s3fs would later, in other words
-        stream: IO[bytes] = io.BufferedReader(self._files.open(uri, "rb"), 1 << 20)
+    def open(self, uri: str, etag: str | None = None) -> IO[bytes]:
+        self.read(uri, 0, 1, etag)  # tells why an object can't be read; s3fs would later, in other words
+        file = self._files.open(uri, "rb")
+        if etag is not None and file.details["ETag"].strip('"') != etag:
+            raise BlockingIOError(f"{uri}: changed since it was indexed")
+        stream: IO[bytes] = io.BufferedReader(_OneVersion(file, uri), 1 << 20)
         return stream
 
     def stat(self, uri: str) -> Entry | None:
@@ -243,6 +247,38 @@ class S3Store:
 
     def clean(self, uri: str) -> None:
         """Nothing: a PUT that does not finish leaves nothing, and parts of an upload are for a bucket's own rules."""
+
+
+class _OneVersion(io.RawIOBase):
+    """An object by s3fs, which asks for the version that it opened, and has no error of its own for another one."""
+
+    def __init__(self, file: Any, uri: str) -> None:
+        super().__init__()
+        self._file, self._uri = file, uri
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return int(self._file.readinto(buffer))
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EBUSY):  # the precondition, as S3 or as s3fs words it
+                raise BlockingIOError(f"{self._uri}: changed while it was read") from error
+            raise
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _region_of(client: Any, bucket: str) -> str | None:

@@ -29,11 +29,16 @@ from manifpt.attributor.examples import Examples
 from manifpt.attributor.openset import OpenSet
 from manifpt.attributor.outputs import Outputs
 
-__all__ = ["BASELINE", "baseline_table"]
+__all__ = ["BASELINE", "as_kept", "baseline_table"]
 
 BASELINE = "baseline.parquet"
 _MOST_IMAGES = 5_000
 _LARGEST = float(np.finfo(np.float16).max)
+
+
+def as_kept(feature_nk: np.ndarray) -> np.ndarray:
+    """Coordinates of features as tables keep them: float16, what is too large as the largest."""
+    return feature_nk.clip(-_LARGEST, _LARGEST).astype(np.float16)
 
 
 def baseline_table(examples: Examples, sides: Mapping[str, Outputs], openset: OpenSet) -> pa.Table:
@@ -53,7 +58,7 @@ def baseline_table(examples: Examples, sides: Mapping[str, Outputs], openset: Op
 def _side(examples: Examples, side: str, outputs: Outputs, openset: OpenSet) -> pa.Table:
     rows = examples.table.select(["image_id", "distance"]).take(pa.array(outputs.row_b))
     score_n = openset.scores(outputs.logits_bs, outputs.features_bf)
-    feature_nk = openset.coordinates(outputs.features_bf).clip(-_LARGEST, _LARGEST)
+    feature_nk = as_kept(openset.coordinates(outputs.features_bf))
     return pa.table(
         {
             "image_id": rows["image_id"],
@@ -64,7 +69,7 @@ def _side(examples: Examples, side: str, outputs: Outputs, openset: OpenSet) -> 
             "is_unknown": score_n > openset.threshold,
             "unknown_score": score_n,
             "distance": rows["distance"],
-            "feature": tensor_column(feature_nk.astype(np.float16)),
+            "feature": tensor_column(feature_nk),
         }
     )
 

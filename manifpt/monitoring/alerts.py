@@ -71,6 +71,7 @@ DEFAULT_RULES = (
     Rule("features-drift", "features", "warning"),
     Rule("inconclusive-rose", "inconclusive", "warning"),
     Rule("rejected-rose", "rejected", "warning"),
+    Rule("many-rejected", "rejected_share > 0.2", "warning"),  # a first window has none to rise from
     Rule("sources-shifted", "shares", "info", at_least=0.1),
 )
 
@@ -124,7 +125,7 @@ def alerts_of(
     """What holds for a window, in the order of the rules, at most one alert a rule.
 
     `newcomer` needs a cluster, and that unknown or features fired: so with rules on tests alone, a window without
-    change alerts at most as often as the level of `drift` says.
+    change alerts at most as often as the level of `drift` says. A limit, as of rejected images, asks no test.
 
     Args:
         rules: of `rules_of`.

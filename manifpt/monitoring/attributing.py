@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifpt.artifacts import artifact_table, tensor_column
+from manifpt.attributor.baseline import as_kept
 from manifpt.attributor.bundle import Attributor, Verdicts
 from manifpt.errors import ConfigError
 from manifpt.plan import Plan
@@ -112,7 +113,7 @@ def judged(rows: pa.Table, verdicts: Verdicts, variants: int) -> pa.Table:
         "unknown_score": pa.array(verdicts.unknown_score_b[image_b], pa.float32()),
         "is_unknown": pa.array(verdicts.is_unknown_b[image_b]),
         "flips": pa.array(flips_b, pa.int8()),
-        "feature": tensor_column(verdicts.feature_bk[image_b].astype(np.float16)),
+        "feature": tensor_column(as_kept(verdicts.feature_bk[image_b])),
     }
     for name, column in columns.items():
         table = table.append_column(name, column)

@@ -27,6 +27,8 @@ TESTS = ("norms", "features", "shares", "unknown", "inconclusive", "rejected")
 
 _MOST_IMAGES = 2000  # of a sample that norms and features are compared on: the work grows with its square
 _PERMUTATIONS = 999
+_ENOUGH = 500  # images with a verdict: of fewer, a rise of unknown ones is seen only where it is huge
+_MOST_COUNTED = 10**9 - 1  # images that NumPy draws from
 _LEAST_LEVEL = 1e-3  # permutations, and with them time, grow with its inverse
 _MOST_TOGETHER = 0.5  # of a label's images; fewer are those of another source that were taken for it
 
@@ -150,20 +152,24 @@ class Finding:
     detail: str
 
 
-def drift(baseline: Sample, window: Sample, before: Counts, now: Counts, level: float, seed: int) -> list[Finding]:
+def drift(
+    baseline: Sample, window: Sample, before: Counts, now: Counts, level: float, seed: int, other: Counts | None = None
+) -> list[Finding]:
     """All tests that have data to compare. A window without images has none.
 
     norms and features compare the window's images with the baseline's, within labels that don't come in groups, on at
     most 2,000 images of each that are drawn at random; shares, unknown, inconclusive and rejected compare counts with
-    those before. Where nothing was before, unknown is compared with the baseline, one image of each group, by what the
-    attributor alone says of both: verdicts also hang on re-encoding. The other three are left out then.
+    those before. Where little was before, unknown is compared with the baseline, one image of each group, by what the
+    attributor alone says of both: verdicts also hang on re-encoding.
 
-    `before` should hold the windows that gave no alert: then an alert lasts until what changed is dealt with.
+    `before` should hold the windows that gave no alert: then an alert lasts until what changed is dealt with. Where no
+    window was quiet, shares, inconclusive and rejected are compared with what else was before, or left out.
 
     Args:
         baseline: of held-out images, see `Sample`.
         window: the new images with a verdict.
         before, now: images by verdict, until now and in this window.
+        other: of earlier windows that gave alerts.
         level: chance of any false finding in a window, from 0.001 to below 1.
         seed: of what is drawn: give each window its own.
 
@@ -177,16 +183,17 @@ def drift(baseline: Sample, window: Sample, before: Counts, now: Counts, level: 
         raise ConfigError(f"A drift level of {level} is none; use 0.05, or as little as {_LEAST_LEVEL}.")
     permutations = max(_PERMUTATIONS, math.ceil(2 * len(TESTS) / level) - 1)  # so that Holm's smallest is half of it
     found = _of_samples(baseline, window, permutations, seed)
-    shares = _shares(before.sources, now.sources, permutations, seed)
+    usual = before if before.images or other is None else other
+    shares = _shares(usual.sources, now.sources, permutations, seed)
     found += [shares] if shares else []
-    if before.judged or not len(baseline):
+    alone = baseline.independent()
+    if before.judged >= min(len(alone), _ENOUGH):
         found += _rise("unknown", before.unknown, before.judged, now.unknown, now.judged)
     else:
-        alone = baseline.independent()
         unknown = int(window.is_unknown_b.sum())
         found += _rise("unknown", int(alone.is_unknown_b.sum()), len(alone), unknown, len(window))
-    found += _rise("inconclusive", before.inconclusive, before.judged, now.inconclusive, now.judged)
-    found += _rise("rejected", before.rejected, before.images, now.rejected, now.images)
+    found += _rise("inconclusive", usual.inconclusive, usual.judged, now.inconclusive, now.judged)
+    found += _rise("rejected", usual.rejected, usual.images, now.rejected, now.images)
     adjusted = holm([finding.p_value for finding in found])
     return [replace(f, adjusted=a, fired=a <= level) for f, a in zip(found, adjusted, strict=True)]
 
@@ -257,6 +264,8 @@ def _shares(before: Mapping[str, int], now: Mapping[str, int], permutations: int
     before_s, now_s = (np.array([counts.get(name, 0) for name in names], np.int64) for counts in (before, now))
     if len(names) < 2 or not before_s.any() or not now_s.any():
         return None
+    if (many := int(before_s.sum() + now_s.sum()) // _MOST_COUNTED) > 0:  # of so many, every few say the same
+        before_s, now_s = before_s // (many + 1), now_s // (many + 1)
     total_s = before_s + now_s
     rng = np.random.default_rng([seed, 1])
     drawn_ds = rng.multivariate_hypergeometric(total_s, int(now_s.sum()), size=permutations, method="marginals")

@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from manifpt.errors import StorageError
 from manifpt.log import event
 from manifpt.storage import join, store_of
 
@@ -82,7 +81,7 @@ def held(output: str, beat_s: float = BEAT_S, dead_after_s: float = DEAD_AFTER_S
     finally:
         over.set()
         beating.join()
-        with contextlib.suppress(StorageError, OSError):  # then the next one waits for beats that don't come
+        with contextlib.suppress(Exception):  # then the next one waits for beats that don't come
             store_of(output).write(_uri(lease), _document(me, -1, True))
 
 
@@ -92,7 +91,9 @@ def _beat(lease: Lease, me: dict[str, Any], beat_s: float, over: threading.Event
         count += 1
         try:
             store_of(lease.output).write(_uri(lease), _document(me, count, False))
-        except (StorageError, OSError) as error:  # storage that is away for a moment must not end the scan
+        except (
+            Exception
+        ) as error:  # storage that is away, or credentials that ran out, for a moment: the next beat tries
             event("lease_beat_failed", why=error)
 
 

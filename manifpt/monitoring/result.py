@@ -53,13 +53,16 @@ class _Seen:
     sample: Sample
 
 
-def window_result(window: Window, settings: Settings, earlier: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def window_result(
+    window: Window, settings: Settings, quiet: Sequence[Mapping[str, Any]], recent: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """The content of `window.json`; also writes the window's `rejected.parquet`.
 
     Args:
         window: all of whose shards are committed.
         settings: of the scan.
-        earlier: results of windows before that gave no alert, oldest first.
+        quiet: results of windows before that gave no alert, oldest first.
+        recent: of the last ones before, where none is quiet.
     """
     seen = _seen(window)
     rejects = write_window_rejected(window)
@@ -67,12 +70,13 @@ def window_result(window: Window, settings: Settings, earlier: Sequence[Mapping[
         dict(sorted(seen.sources.items())), seen.verdicts[UNKNOWN], seen.verdicts[INCONCLUSIVE], sum(rejects.values())
     )
     baseline = read_baseline(settings.template.attributor_uri)
-    # What fires goes on firing until it is dealt with: windows that alerted are no measure of what is usual.
-    before = Counts()
-    for one in earlier:
-        before = before.merged(counts_of(one))
+    # What fires goes on firing until it is dealt with: windows that alerted are no measure of what is usual. However
+    # many of them come, each knows what was.
+    before = _merged(quiet)
+    if not quiet and recent and "usual" in recent[-1]:
+        before = counts_of(recent[-1]["usual"])
     seed = window.number
-    findings = drift(baseline, seen.sample, before, counts, settings.level, seed)
+    findings = drift(baseline, seen.sample, before, counts, settings.level, seed, _merged(recent))
     found = newcomers(seen.sample, seen.image_id_b, baseline, seed)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(window.began_s))
     alerts = alerts_of(
@@ -93,11 +97,24 @@ def window_result(window: Window, settings: Settings, earlier: Sequence[Mapping[
         "norms": _norms(seen.sample),
         "looked_at": len(seen.sample),
         "not_compared": sorted(baseline.grouped_labels() & set(seen.sample.label_b)),
-        "compared_with_windows": len(earlier),
+        "compared_with_windows": len(quiet),
+        "usual": {
+            "attributed": dict(before.sources),
+            "unknown": before.unknown,
+            "inconclusive": before.inconclusive,
+            "rejected": before.rejected,
+        },
         "findings": [asdict(finding) for finding in findings],
         "newcomers": [asdict(newcomer) for newcomer in found],
         "alerts": [asdict(alert) for alert in alerts],
     }
+
+
+def _merged(results: Sequence[Mapping[str, Any]]) -> Counts:
+    found = Counts()
+    for one in results:
+        found = found.merged(counts_of(one))
+    return found
 
 
 def counts_of(result: Mapping[str, Any]) -> Counts:

@@ -44,6 +44,7 @@ from manifpt.telemetry import Telemetry
 __all__ = ["scan"]
 
 _SHOWN_WINDOWS = 50  # that a report shows, and quiet ones that drift compares with
+_CLOCKS_DIFFER_S = 86_400.0
 _MOST_LOOKED_AT = 500  # windows back from now, for those
 
 
@@ -101,7 +102,7 @@ def _scan(settings: Settings, lease: Lease, config: ScanConfig) -> dict[str, Any
         "status": "done",
         "window": results[-1]["window"] if results else 0,
         "windows_ended": [result["window"] for result in ended],
-        "watermark_s": max(began_s, state.get("watermark_s", 0.0)),  # clocks are set back
+        "watermark_s": _later(began_s, state.get("watermark_s", 0.0)),
         "images": sum(result["images"] for result in ended),
         "unknown": sum(result["unknown"] for result in ended),
         "inconclusive": sum(result["inconclusive"] for result in ended),
@@ -117,6 +118,11 @@ def _scan(settings: Settings, lease: Lease, config: ScanConfig) -> dict[str, Any
     return state
 
 
+def _later(began_s: float, last_s: float) -> float:
+    """Clocks are set back; but one that was far ahead once must not silence the alarm for scans that are late."""
+    return max(began_s, last_s if last_s < began_s + _CLOCKS_DIFFER_S else 0.0)
+
+
 def _is_anything(inputs: Sequence[str]) -> bool:
     return any(True for uri in inputs for _ in entries(uri, Counter(), may_be_empty=True))
 
@@ -128,8 +134,9 @@ def _refuse_absent(uri: str, output: str) -> None:
         ConfigError: a local input that was seen is not there, or an object that was seen may not be read.
     """
     if is_local(uri):
-        if not os.path.exists(uri) and _was_seen(output, uri):
-            raise ConfigError(f"{uri} is not there any more: mount it, or leave an empty folder where it was.")
+        is_there = os.path.isfile(uri) or (os.path.isdir(uri) and next(store_of(uri).list(uri), None) is not None)
+        if not is_there and _was_seen(output, uri):
+            raise ConfigError(f"{uri} is not there any more, or empty: mount it, or leave a hidden file where it was.")
         return
     try:
         store_of(uri).stat(uri)
@@ -160,7 +167,8 @@ def _end(window: Window, settings: Settings, config: ScanConfig) -> dict[str, An
     """Brings a window to its result: once, whoever else tries."""
     if window.plan is not None:
         _attribute(window, config)
-    result = window_result(window, settings, _quiet(window.output, window.number - 1))
+    quiet = _quiet(window.output, window.number - 1)
+    result = window_result(window, settings, quiet, [] if quiet else _results(window.output, window.number - 1))
     record_inventory(window)
     uri = join(window.folder, "window.json")
     if not store_of(window.output).create(uri, (json.dumps(result, indent=2) + "\n").encode()):
@@ -233,9 +241,18 @@ def _publish(
         write_scan_report(settings, results)
         merge_inventory(output)
     if settings.webhook is not None:
-        for result in fresh:
-            settings.webhook.deliver(alerts_in(result))
+        waiting = [*_undelivered(output), *fresh]
+        state["undelivered"] = [
+            result["window"] for result in waiting if not settings.webhook.deliver(alerts_in(result))
+        ]
     store_of(output).write(join(output, "scan.json"), (json.dumps(state, indent=2) + "\n").encode())
+
+
+def _undelivered(output: str) -> list[dict[str, Any]]:
+    """Results whose alerts a webhook did not take, the last ones."""
+    numbers = _state(output).get("undelivered", [])[-_SHOWN_WINDOWS:]
+    found = [read_result(output, number) for number in numbers]
+    return [result for result in found if result is not None]
 
 
 def _add_alerts(output: str, alerts: Sequence[Alert]) -> None:

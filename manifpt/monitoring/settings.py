@@ -66,7 +66,8 @@ def read_settings(config: ScanConfig) -> Settings:
     if not inputs:
         raise ConfigError("Name what to scan with --input.")
     for uri in inputs:
-        if (output + "/").startswith(uri + "/") or (uri + "/").startswith(output + "/"):
+        inside, outside = output.rstrip("/") + "/", uri.rstrip("/") + "/"
+        if inside.startswith(outside) or outside.startswith(inside):
             raise ConfigError(
                 f"--output {output} and --input {uri} lie in each other: a scan would find its own files."
             )

@@ -86,6 +86,8 @@ def webhook_of(section: Any) -> Webhook | None:
 
 
 def _read(kind: str, name: str) -> str:
+    if "://" in name:  # which nobody else may read, and a log would show
+        raise ConfigError(f"alerts: webhook's {kind} names where the URL is, and must not be the URL itself.")
     if kind == "url_env":
         if not os.environ.get(name):
             raise ConfigError(f"alerts: the environment variable {name} of the webhook isn't set; set it to the URL.")

@@ -153,6 +153,33 @@ def test_without_a_window_before_unknown_images_are_compared_with_the_baseline()
     assert found["unknown"].fired
 
 
+@pytest.mark.parametrize(("judged", "against"), [(5, "400"), (399, "400"), (400, "400 before"), (600, "600 before")])
+def test_a_few_images_before_are_no_measure_of_unknown_ones(judged: int, against: str) -> None:
+    """A first window of three images, and a generator that is new in the second one became what is usual."""
+    rng = np.random.default_rng(5)
+    window = replace(sample(rng, 160), is_unknown_b=np.arange(160) < 60)
+    before, now = Counts({"gan0": judged}), Counts({"gan0": 100}, unknown=60)
+    found = named(drift(sample(rng, 400), window, before, now, 0.05, 0))["unknown"]
+    assert found.fired and against in found.detail
+
+
+def test_where_every_window_alerted_shares_and_rejects_are_compared_with_those() -> None:
+    rng = np.random.default_rng(5)
+    now, other = Counts({"gan0": 10, "gan1": 90}, rejected=60), Counts({"gan0": 500, "gan1": 500}, unknown=300)
+    found = named(drift(sample(rng, 400), sample(rng, 100), Counts(), now, 0.05, 0, other))
+    assert {"shares", "rejected"} <= {name for name, finding in found.items() if finding.fired}
+    assert "of 400" in found["unknown"].detail, "whose unknown images are no measure"
+    quiet = named(drift(sample(rng, 400), sample(rng, 100), Counts({"gan1": 900}, rejected=900), now, 0.05, 0, other))
+    assert not quiet["rejected"].fired, "one quiet window is what is usual"
+
+
+def test_counts_beyond_a_billion_are_compared_too() -> None:
+    rng = np.random.default_rng(5)
+    many = Counts({"gan0": 10**9, "gan1": 2 * 10**9})
+    found = named(drift(sample(rng, 50), sample(rng, 50), many, Counts({"gan0": 2 * 10**9, "gan1": 10**9}), 0.05, 0))
+    assert found["shares"].fired
+
+
 @pytest.mark.parametrize("images", [10, 100_000])
 def test_small_and_large_windows_take_seconds_and_say_what_was_drawn(images: int) -> None:
     rng = np.random.default_rng(6)

@@ -170,6 +170,39 @@ class TestParquet:
         pq.write_table(pa.table({"image": [b"other %d" % n for n in range(50)]}), parquet)
         assert reasons(known, known) == [RejectReason.CHANGED] * 2
 
+    @pytest.mark.parametrize("exact", [True, False])
+    def test_replaced_while_it_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
+        """By a file of the same length, after it was looked at: as soon as that can be told, cells are of nobody."""
+        path = tmp_path / "p.parquet"
+
+        def written(word: str) -> None:
+            pq.write_table(pa.table({"image": [f"{word} {n}".encode() for n in range(6)]}), path, row_group_size=2)
+
+        written("old")
+        entry = store_of(str(path)).stat(str(path))
+        assert entry is not None
+        opened = store_of("/").open
+
+        def replacing(uri: str, etag: str | None = None) -> Any:
+            os.utime(path, ns=(1, 1))
+            written("new")
+            return opened(uri, etag)
+
+        monkeypatch.setattr(store_of("/"), "open", replacing, raising=False)
+        rows = [{**row(path, "parquet", n), "etag": entry.etag} for n in range(6)]
+        found = [one.reason if isinstance(one, BadImage) else one for one in fetch(rows, exact)]
+        assert found == ([RejectReason.CHANGED] * 6 if exact else [b"new %d" % n for n in range(6)])
+
+    def test_no_more_cells_are_held_than_are_asked_for(self, tmp_path: Path) -> None:
+        """1,024 cells of 5 MB, of a shard, took as much memory."""
+        path = tmp_path / "p.parquet"
+        pq.write_table(pa.table({"image": [bytes([n]) * 100_000 for n in range(200)]}), path, row_group_size=5)
+        cells = module._Cells([row(path, "parquet", n) for n in (*range(200), 3)], False)
+        for n in range(200):
+            assert cells.take(row(path, "parquet", n)) == bytes([n]) * 100_000
+            assert len(cells._held) <= 1, "but one that is asked for again"
+        assert cells.take(row(path, "parquet", 3)) == bytes([3]) * 100_000 and not cells._held
+
     def test_any_damage_is_of_its_images(self, parquet: Path) -> None:
         data, dice = parquet.read_bytes(), random.Random(0)
         rows = [row(parquet, "parquet", n) for n in (0, 31, 99)]
@@ -193,7 +226,7 @@ class TestParquet:
             def read(self, *_: object) -> bytes:
                 raise OSError(5, "Input/output error")
 
-        monkeypatch.setattr(store_of("/"), "open", lambda _: Failing(parquet.read_bytes()), raising=False)
+        monkeypatch.setattr(store_of("/"), "open", lambda *_: Failing(parquet.read_bytes()), raising=False)
         with pytest.raises(StorageError):
             list(fetch([row(parquet, "parquet", 0)]))
 

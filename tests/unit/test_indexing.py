@@ -231,7 +231,54 @@ def webdataset(path: Path, count: int = 6) -> Path:
     return tar_of(path, *members)
 
 
+def header(name: str, size: bytes = b"", kind: bytes = tarfile.REGTYPE) -> bytes:
+    """Of a tar, with such bytes as its size."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[124 : 124 + len(size)] = size
+    block[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(block))[0]  # type: ignore[attr-defined]
+    return bytes(block)
+
+
+def of_bytes(size: int) -> bytes:
+    """A size as GNU tar writes those that octal digits can't: negative ones too."""
+    return tarfile.itn(size, 12, tarfile.GNU_FORMAT) if size >= 0 else b"\xff" + size.to_bytes(11, "big", signed=True)  # type: ignore[attr-defined]
+
+
+def pax(**values: str) -> bytes:
+    """A header that says more of the next one."""
+    info = tarfile.TarInfo("g/p.png")
+    info.pax_headers = {name.replace("__", "."): value for name, value in values.items()}
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+WHOLE = header("g/a.png", b"%011o\0" % 3) + b"png".ljust(512, b"\0")
+
+
 class TestTars:
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            header("g/b.png", of_bytes(-1024)),
+            header("g/b.png", of_bytes(-1536)),
+            header("g/b.png", of_bytes(2**62)),
+            header("g/b.png", b"\x80" + (2**80).to_bytes(11, "big")),
+            header("g/b.png", of_bytes(2**40), tarfile.GNUTYPE_LONGNAME),
+            header("g/b.png", b"\x80" + (2**80).to_bytes(11, "big"), tarfile.GNUTYPE_LONGNAME),
+            pax(size="-2048"),
+            pax(GNU__sparse__map="x,y"),
+            pax(GNU__sparse__size="abc"),
+            b"".join(header("g/b.png", b"%011o\0" % 0, tarfile.XHDTYPE) for _ in range(1200)),
+        ],
+    )
+    @pytest.mark.parametrize("before", [b"", WHOLE, 2 * WHOLE])
+    def test_headers_that_say_what_can_not_be(self, root: Path, damage: bytes, before: bytes) -> None:
+        """A negative size led back to an earlier member for ever, and the others ended every scan of the bucket."""
+        (root / "s.tar").write_bytes(before + damage + WHOLE + bytes(1024))
+        with pytest.raises(ConfigError, match=r"s\.tar is (damaged|no plain tar)"):
+            rows_of(root)
+
     def test_folders_name_sources(self, root: Path, tmp_path: Path) -> None:
         tar_of(root / "set.tar", ("dcgan/a.png", b"1"), ("./real/b.jpg", b"22"), ("dcgan/c.txt", b"3"))
         skipped: Counter[str] = Counter()
@@ -556,9 +603,10 @@ class TestParquet:
         for error, says in (
             (PermissionError(13, "no"), "No permission to read"),
             (FileNotFoundError(2, "no"), "is gone"),
+            (BlockingIOError("no"), "is another one since it was listed"),
         ):
 
-            def refuse(_: object, error: OSError = error) -> None:
+            def refuse(*_: object, error: OSError = error) -> None:
                 raise error
 
             with monkeypatch.context() as patch:

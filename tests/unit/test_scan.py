@@ -5,7 +5,8 @@ import json
 import shutil
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +21,11 @@ from manifpt.config import ScanConfig, parse
 from manifpt.errors import ConfigError
 from manifpt.monitoring import lease
 from manifpt.monitoring import scan as scan_module
+from manifpt.monitoring.alerts import Alert
 from manifpt.monitoring.inventory import write_inventory
 from manifpt.monitoring.scan import scan
 from manifpt.monitoring.settings import read_settings
+from manifpt.monitoring.webhook import Webhook
 from tests.helpers.images import encoded, picture, write_files
 from tests.helpers.runs import without_ray
 from tests.helpers.scans import HIDDEN, attributions, config_of, make_attributor, new_files
@@ -100,8 +103,11 @@ def test_a_share_that_is_not_mounted_is_no_bucket_that_was_emptied(made: Path, b
     output = tmp_path / "scans"
     scan(config_of(made, output, bucket))
     bucket.rename(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match="bucket is not there any more: mount it"):
-        scan(config_of(made, output, bucket))
+    for _ in ("gone", "the mount point that is left"):
+        with pytest.raises(ConfigError, match="bucket is not there any more, or empty: mount it"):
+            scan(config_of(made, output, bucket))
+        bucket.mkdir(exist_ok=True)
+    bucket.rmdir()
     (tmp_path / "elsewhere").rename(bucket)
     assert scan(config_of(made, output, bucket))["window"] == 1
     both = config_of(made, tmp_path / "two", bucket, tmp_path / "not-yet")
@@ -333,7 +339,7 @@ def test_what_can_not_be_read_is_told_once_and_attributed_when_it_can_be(
 
     monkeypatch.setattr(store, "read", guarded)
     monkeypatch.setattr(
-        store, "open", lambda self, uri: Refusing(bytes(99)) if Path(uri).name in shut else opened(self, uri)
+        store, "open", lambda self, uri, etag=None: Refusing(bytes(99)) if Path(uri).name in shut else opened(self, uri)
     )
     output = tmp_path / "scans"
     assert scan(config_of(made, output, bucket))["rejected"] == 3
@@ -369,6 +375,52 @@ def test_drift_is_measured_against_quiet_windows_however_far_back(monkeypatch: p
     assert scan_module._quiet("scans", 200) == [], "what lies further back than a report shows may be taken away"
     with pytest.raises(ConfigError, match="has lost its window.json"):
         scan_module._quiet("scans", 130)
+
+
+def test_what_was_usual_is_known_however_many_windows_alert(
+    made: Path, bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 500 of them the change itself became usual, and the alert went off."""
+    output = tmp_path / "scans"
+    for start in (100, 200, 300):
+        write_files(new_files(2, start=start), bucket)
+        if start == 300:  # as if no quiet window could be seen any more
+            monkeypatch.setattr(scan_module, "_MOST_LOOKED_AT", 0)
+        scan(config_of(made, output, bucket))
+    first, second, third = (json.loads((output / f"windows/{n:05d}/window.json").read_text()) for n in (1, 2, 3))
+    assert second["compared_with_windows"] == 1 and third["compared_with_windows"] == 0
+    assert second["usual"] == {name: first[name] for name in ("attributed", "unknown", "inconclusive", "rejected")}
+    assert third["usual"] == second["usual"]
+
+
+@pytest.mark.parametrize(("ahead_s", "expected"), [(3600, 13_600.0), (10**9, 10_000.0)])
+def test_a_clock_that_was_far_ahead_once_does_not_silence_the_alarm(ahead_s: float, expected: float) -> None:
+    assert scan_module._later(10_000.0, 10_000.0 + ahead_s) == expected
+
+
+def test_alerts_that_a_webhook_did_not_take_are_sent_again(
+    made: Path, bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[list[str]] = []
+    is_there = [False]
+
+    def deliver(self: Webhook, alerts: Sequence[Alert]) -> bool:
+        sent.append([alert.window for alert in alerts])
+        return is_there[0]
+
+    monkeypatch.setattr(Webhook, "deliver", deliver)
+    monkeypatch.setenv("ALERTS", "https://example.com/hook")
+    output = tmp_path / "scans"
+    always = {"name": "any", "when": "rejected_share >= 0.0", "severity": "info"}
+    alerts = {"rules": [always], "webhook": {"url_env": "ALERTS"}}
+    config = replace(config_of(made, output, bucket), alerts=alerts)
+    scan(config)
+    assert json.loads((output / "scan.json").read_text())["undelivered"] == [1]
+    is_there[0] = True
+    scan(config)
+    assert sent == [["00001"], ["00001"]] and json.loads((output / "scan.json").read_text())["undelivered"] == []
+    scan(config)
+    assert len(sent) == 2
 
 
 def test_a_reference_image_in_the_bucket_is_not_projected_onto_itself(made: Path, bucket: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
@@ -241,7 +242,7 @@ class TestList:
 
         def racing(path: bytes) -> object:
             if path.endswith(b"/3"):
-                raise FileNotFoundError(path)
+                raise FileNotFoundError(errno.ENOENT, "gone")
             return real(path)
 
         monkeypatch.setattr(storage.os, step, racing)
