@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import IO
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from manifpt.errors import ConfigError, StorageError
+from manifpt.errors import BadImage, ConfigError, RejectReason, StorageError
+from manifpt.fetch import fetch
 from manifpt.storage_s3 import S3Store
 from tests.helpers.s3 import BUCKET, flaky_proxy
 
@@ -49,6 +53,49 @@ def test_any_key_round_trips(store: S3Store, key: str) -> None:
     with store.open(uri) as stream:
         stream.seek(1)
         assert stream.read(2) == data[1:3]
+
+
+def test_a_reader_is_of_one_version(store: S3Store) -> None:
+    """Footer of one, rows of another: a Parquet file that is replaced under its reader."""
+    uri, size_bytes = f"{ROOT}/replaced", 70 << 20  # more than s3fs reads ahead
+    store.write(uri, b"a" * size_bytes)
+    listed = store.stat(uri)
+    assert listed is not None
+    with store.open(uri, listed.etag) as stream:
+        assert stream.read(3) == b"aaa"
+        store.write(uri, b"b" * size_bytes)
+        stream.seek(65 << 20)
+        with pytest.raises(BlockingIOError, match="changed while it was read"):
+            stream.read(3)
+    with pytest.raises(BlockingIOError, match="changed since it was indexed"):
+        store.open(uri, listed.etag)
+    with store.open(uri) as stream:
+        assert stream.read(3) == b"bbb"
+
+
+def test_a_row_of_a_parquet_file_that_was_replaced_is_none_of_the_new_one(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(word: str) -> str:
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"image": [f"{word} {n}".encode() for n in range(6)]}), sink)
+        store.write(f"{ROOT}/rows.parquet", sink.getvalue().to_pybytes())
+        found = store.stat(f"{ROOT}/rows.parquet")
+        assert found is not None
+        return found.etag
+
+    old = written("old")
+    row = {"uri": f"{ROOT}/rows.parquet", "container": "parquet", "offset": 3, "size_bytes": None, "etag": old}
+    assert list(fetch([row])) == [b"old 3"]
+    opened = S3Store.open
+
+    def replacing(self: S3Store, uri: str, etag: str | None = None) -> IO[bytes]:
+        written("new")  # between the listing and the first byte
+        return opened(self, uri, etag)
+
+    monkeypatch.setattr(S3Store, "open", replacing)
+    (found,) = fetch([row])
+    assert isinstance(found, BadImage) and found.reason is RejectReason.CHANGED
 
 
 @pytest.mark.parametrize("key", ["create/plain", "create//odd"])
