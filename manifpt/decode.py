@@ -83,6 +83,8 @@ def decode(data: bytes) -> np.ndarray:
         try:
             _check_header(image, data)
             image.load()
+            if _is_unwritten(data, image.format):
+                raise BadImage(RejectReason.TRUNCATED, "its end is zeros, of a file that was not written to its end")
             image_hwc, orientation = _as_rgb(image), _orientation(image)
         except Image.DecompressionBombError as error:
             raise BadImage(RejectReason.TOO_LARGE, str(error)) from error
@@ -146,7 +148,8 @@ def _check_header(image: Image.Image, data: bytes) -> None:
 # The signatures that no text starts with by chance.
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _BITS, _PHOTOMETRIC, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 258, 262, 274, 322, 323, 339
-_START_OF_SCAN = b"\xff\xda"
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+_ZEROS = 16  # coded data end in so many once in 2^128 files
 # How an array [H, W, 3] is turned upright, by the value of EXIF's tag.
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda a: a[:, ::-1],
@@ -172,6 +175,16 @@ def _damaged(error: BaseException, data: bytes) -> BadImage:
     if data[:4] == b"RIFF" and len(data) >= 8:  # WebP's decoder has one word for all damage
         short = short or len(data) < struct.unpack("<I", data[4:8])[0] + 8
     return BadImage(RejectReason.TRUNCATED if short else RejectReason.CORRUPT, text)
+
+
+def _is_unwritten(data: bytes, kind: str | None) -> bool:
+    """Whether an image of coded data ends in zeros, as a file does whose length was set before it was written: to a
+    decoder they are data. Formats with checksums tell it themselves."""
+    if not data.endswith(bytes(_ZEROS)):
+        return False
+    if kind in ("JPEG", "MPO"):  # what follows the end of an image is another matter
+        return data.find(_END_OF_IMAGE, data.rfind(_START_OF_SCAN)) < 0
+    return kind == "WEBP" and data[12:16] in (b"VP8 ", b"VP8L")  # which have nothing behind the pixels
 
 
 def _orientation(image: Image.Image) -> int:

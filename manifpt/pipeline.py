@@ -121,10 +121,12 @@ def artifact_rows(parts: Mapping[str, Sequence[Part]], space: str, task_cpus: fl
         task_cpus: a reading task holds.
     """
     _quiet()
-    # Runs take turns: a share that is too large to be shuffled whole must not come one run after the other.
-    ordered = sorted(((part, run) for run, of_run in parts.items() for part in of_run), key=lambda item: item[0].shard)
+    # In any order but that of the manifest, which is by source: of a share that is too large to be shuffled whole, a
+    # buffer would hold a few sources only.
+    ordered = [(part, run) for run, of_run in parts.items() for part in of_run]
     packed = [
-        {"part": pack(asdict(part) | {"shard": np.array(part.shard)}).to_pybytes(), "run": run} for part, run in ordered
+        {"part": pack(asdict(part) | {"shard": np.array(part.shard)}).to_pybytes(), "run": run}
+        for part, run in (ordered[n] for n in np.random.default_rng(0).permutation(len(ordered)))
     ]
     dataset: ray.data.Dataset = ray.data.from_items(packed, override_num_blocks=len(packed))
     with warnings.catch_warnings():

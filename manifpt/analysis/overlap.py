@@ -64,7 +64,11 @@ class Reals:
                 f"The reference has {len(real_nd)} images, and precision and recall need more than {_NEIGHBORS}."
             )
         dims = real_nd.shape[1]
-        kernels = CubicKernel(dims), GaussianKernel(median_distance(real_nd[:_BANDWIDTH_ROWS])), NegativeDistance()
+        kernels = (
+            CubicKernel(dims),
+            GaussianKernel(median_distance(real_nd[:: -(-len(real_nd) // _BANDWIDTH_ROWS)])),
+            NegativeDistance(),
+        )
         count = len(real_nd)
         return cls(
             real_nd=real_nd,

@@ -56,11 +56,28 @@ class Sample:
     def of_rows(self, row_b: np.ndarray) -> Sample:
         """Other rows of the examples, int64 [B]."""
         image_ids = self.examples.table["image_id"].take(pa.array(row_b)).to_pylist()
-        return replace(self, row_b=row_b, label_b=self.examples.label_n[row_b], image_ids=tuple(image_ids))
+        found = replace(self, row_b=row_b, label_b=self.examples.label_n[row_b], image_ids=tuple(image_ids))
+        if "_reference" in self.__dict__:  # once opened, for all
+            found.__dict__["_reference"] = self._reference
+        return found
 
     def at_most(self, images: int) -> Sample:
         """So many rows of each label; what isn't looked at isn't read."""
         return self.of_rows(self.row_b[few(self.label_b, self.image_ids, images)])
+
+    def first_of_groups(self) -> np.ndarray:
+        """int64 [M]: places of one image of each group and label, and of all that are of none."""
+        group = self.examples.group
+        if group is None:
+            return np.arange(len(self.row_b))
+        seen: set[tuple[int, str]] = set()
+        found = []
+        names = self.examples.table[group].take(pa.array(self.row_b)).to_pylist()
+        for place, (label, name) in enumerate(zip(self.label_b.tolist(), names, strict=True)):
+            if name in (None, "") or (label, str(name)) not in seen:
+                found.append(place)
+            seen.add((label, str(name)))
+        return np.array(found, np.int64)
 
     @property
     def in_reference_b(self) -> np.ndarray:
@@ -80,14 +97,14 @@ class Sample:
 
     @functools.cached_property
     def _tables(self) -> pa.Table:
-        """Image id, neighbour, distance and artifact of the B images, in their order."""
+        """Neighbour and artifact of the B images, in their order."""
         reader = ArtifactReader(self.run, self.spec.name)
         shard_b, place_b = (self.examples.table[name].to_numpy()[self.row_b] for name in ("shard", "place"))
         tables, orders = [], []
         for shard in np.unique(shard_b):
             of_shard = np.flatnonzero(shard_b == shard)
             table = reader.read(int(shard), place_b[of_shard])
-            tables.append(table.select(["neighbor_id", "distance", "artifact"]).replace_schema_metadata(None))
+            tables.append(table.select(["neighbor_id", "artifact"]).replace_schema_metadata(None))
             orders.append(of_shard)
         return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(orders))))
 
@@ -101,7 +118,7 @@ class Sample:
     @property
     def distance_b(self) -> np.ndarray:
         """float32 [B], Euclidean."""
-        return np.asarray(self._tables["distance"].to_numpy())
+        return np.asarray(self.examples.table["distance"].take(pa.array(self.row_b)).to_numpy())
 
     @functools.cached_property
     def _reference(self) -> Reference:

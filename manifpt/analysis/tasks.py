@@ -110,23 +110,22 @@ def _overlap(sample: Sample, work: Work, _: Attributor | None) -> tuple[dict[str
         is_new_b, is_nearest = ~sample.in_reference_b, sample.examples.estimate.name == "nearest"
         reals = Reals.of(sample.real_nd, sample.seed)
         numbers["reals"] = len(sample.real_nd)
-        numbers["overlap"] = {
-            label: overlap(
-                reals,
-                sample.embedding_bd[rows[is_new_b[rows]]],
-                sample.distance_b[rows[is_new_b[rows]]] if is_nearest else None,
-            )
-            for label, rows in of_label.items()
-        }
-    if len(sample.shape) == 3:
-        arrays["mean_artifact_schw"] = np.stack(
-            [sample.artifact_bd[rows].mean(axis=0).reshape(sample.shape) for rows in of_label.values()]
-        )
+        numbers["overlap"] = {}
+    means, spectra = [], []
+    for label, rows in of_label.items():  # one in memory: at 256 px a label's artifacts are a gigabyte
+        of_one = sample.of_rows(sample.row_b[rows])
         if known:
-            arrays["mean_spectrum_shw"] = np.stack(
-                [_mean_spectrum(sample, sample.embedding_bd[rows]) for rows in of_label.values()]
-            )
-            arrays["real_spectrum_hw"] = _mean_spectrum(sample, sample.real_nd)
+            is_new = is_new_b[rows]
+            distance_m = of_one.distance_b[is_new] if is_nearest else None
+            numbers["overlap"][label] = overlap(reals, of_one.embedding_bd[is_new], distance_m)
+        if len(sample.shape) == 3:
+            means.append(of_one.artifact_bd.mean(axis=0).reshape(sample.shape))
+            spectra += [_mean_spectrum(sample, of_one.embedding_bd)] if known else []
+    if means:
+        arrays["mean_artifact_schw"] = np.stack(means)
+    if spectra:
+        arrays["mean_spectrum_shw"] = np.stack(spectra)
+        arrays["real_spectrum_hw"] = _mean_spectrum(sample, sample.real_nd)
     return numbers, arrays
 
 
@@ -147,7 +146,7 @@ def _structure(sample: Sample, work: Work, trained: Attributor | None) -> tuple[
     numbers: dict[str, Any] = {
         "pair_images": dict(zip(sample.labels, count_s.tolist(), strict=True)),
         "distances": {name: distance_ss.tolist() for name, distance_ss in distances.items()},
-        "separability": separability(artifact_bd, label_b, work.seed) if len(sample.labels) > 1 else None,
+        "separability": _separability(looked_at, work.seed),
         "alignment": None,
     }
     if work.designs is not None:
@@ -156,6 +155,15 @@ def _structure(sample: Sample, work: Work, trained: Attributor | None) -> tuple[
             distances["energy_distance"], feature_bf, seen.label_b, sample.labels, work.designs, work.seed
         )
     return numbers, {}
+
+
+def _separability(sample: Sample, seed: int) -> dict[str, Any] | None:
+    """Of one image of each group."""
+    row_b = sample.first_of_groups()
+    artifact_bd, label_b = sample.artifact_bd[row_b], sample.label_b[row_b]
+    if len(sample.labels) < 2 or np.bincount(label_b, minlength=len(sample.labels)).min() < 2:
+        return None
+    return separability(artifact_bd, label_b, seed) | {"images": len(row_b)}
 
 
 def _maps(sample: Sample, work: Work, trained: Attributor | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -32,7 +32,7 @@ from safetensors.torch import save
 from manifpt.attributor.calibration import probabilities
 from manifpt.attributor.networks import AttributorNetwork, make_network
 from manifpt.attributor.openset import OpenSet
-from manifpt.attributor.training import from_arrays, outputs_of
+from manifpt.attributor.training import from_arrays, outputs_of, rows_at_once
 from manifpt.documents import Kinds, json_of, load_tensors, object_of
 from manifpt.errors import ConfigError
 from manifpt.storage import join, normalize, store_of
@@ -40,7 +40,6 @@ from manifpt.storage import join, normalize, store_of
 __all__ = ["Attribution", "Attributor", "Verdicts", "save_bundle"]
 
 _FORMAT = 2
-_BATCH = 256
 _CONFIG: Kinds = {"network": str, "shape": list, "space": dict, "estimate": dict, "reference_digest": str}
 _DIGESTS = {"model": "weights_sha256", "openset": "openset_sha256"}  # of a file, where config.json has its SHA-256
 
@@ -176,7 +175,7 @@ class Attributor:
             )
         if not np.isfinite(artifacts).all():
             raise ConfigError("Artifacts hold numbers that are not finite: compute them again.")
-        batches = from_arrays(artifacts, np.zeros(len(artifacts), np.int64), _BATCH)
+        batches = from_arrays(artifacts, np.zeros(len(artifacts), np.int64), rows_at_once(self.shape))
         found = list(outputs_of(self.network.to(device), batches(0), device))
         logits_bs, features_bf = np.empty((0, len(self.labels)), np.float32), self.openset.statistics.mean_sf[:0]
         logits_bs = np.concatenate([logits_bs, *(each.logits_bs for each in found)])

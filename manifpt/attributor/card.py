@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from manifpt.report.text import cell
+
 __all__ = ["model_card"]
 
 
@@ -20,7 +22,7 @@ def model_card(
     """
     estimate = config["estimate"]
     rows = [
-        f"| {label} | {count} | {_percent(precision)} | {_percent(recall)} |"
+        f"| {cell(label)} | {count} | {_percent(precision)} | {_percent(recall)} |"
         for label, count, precision, recall in zip(
             labels, metrics["test_images"], metrics["precision"], metrics["recall"], strict=True
         )

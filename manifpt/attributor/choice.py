@@ -18,10 +18,12 @@ import yaml
 from manifpt.attributor.splits import SIDES, TEST, assign_splits
 from manifpt.config import RowsConfig
 from manifpt.errors import ConfigError
+from manifpt.log import event
 from manifpt.manifest import REAL
 
 __all__ = ["Choice", "choice_of", "drawn", "read_labels", "sides", "wanted"]
 
+_LIKE_SIDES = {*SIDES, "val", "valid", "dev"}
 _SAID = ("min_images", "most_images", "group_column", "seed")
 _USES = {"train": "train on", "validation": "choose by (validation)", "test": "test on"}
 
@@ -184,6 +186,13 @@ def sides(table: pa.Table, label_n: np.ndarray, labels: Sequence[str], choice: C
     if choice.is_test:
         return np.full(len(label_n), TEST, np.int8)
     if _is_split(table):
+        _refuse_cut_groups(table, group)
+        if _is_leaked(table).any():  # the split became whole only when images without a side were left out
+            raise ConfigError(
+                "The manifest's own split has identical images on two sides, and images without a side that "
+                "--min-images, --most-images or --labels left out: leave them out of the manifest, or index the images "
+                "again without --split and --split-column."
+            )
         side_n = np.array([SIDES.index(split) for split in table["split"].to_pylist()], np.int8)
         for side, name in enumerate(SIDES):
             lacking = set(range(len(labels))) - set(label_n[side_n == side].tolist())
@@ -193,6 +202,10 @@ def sides(table: pa.Table, label_n: np.ndarray, labels: Sequence[str], choice: C
                     f"images again without --split and --split-column for a new split, or leave it out with --labels."
                 )
         return side_n
+    names = {str(name) for name in pc.unique(table["split"]).to_pylist()}
+    if names & _LIKE_SIDES:
+        hint = "a split names train, validation or test for every image; a new one is drawn"
+        event("split_not_used", names=", ".join(sorted(names)), hint=hint)
     keys: list[list[Any]] = [table["content_hash"].to_pylist()]
     if group:
         keys.append([None if v in (None, "") else str(v) for v in table[group].to_pylist()])

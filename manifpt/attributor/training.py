@@ -157,9 +157,15 @@ class Trainer:
             artifacts, label_b = self._moved(artifacts), label_b.to(self.device, non_blocking=True)
             with autocast(self.device):
                 logits_bs = self._parallel(artifacts)
+            # The mean over images, not over their weights: a batch holds few of a small source, or none, and by the sum
+            # of its own weights each would count as if all sources were in it.
             loss = F.cross_entropy(
-                logits_bs.float(), label_b, self._weight_s, label_smoothing=self.recipe.label_smoothing
-            )
+                logits_bs.float(),
+                label_b,
+                self._weight_s,
+                reduction="none",
+                label_smoothing=self.recipe.label_smoothing,
+            ).mean()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -168,6 +174,11 @@ class Trainer:
         self._share_statistics()
         loss_sum, right_sum, images = self._reduce(sums.cpu().numpy())
         images = max(images, 1)
+        if not math.isfinite(loss_sum):
+            raise ConfigError(
+                f"The loss is {loss_sum} in epoch {epoch}: look at the artifacts' norms, and try another --network or "
+                f"--seed."
+            )
         return float(loss_sum / images), float(right_sum / images), int(images), time.perf_counter() - begin
 
     def _share_statistics(self) -> None:

@@ -83,7 +83,7 @@ def train(worker: Worker, job: Job) -> None:
         network.body.load_state_dict(start)
     count = job.train_rows // worker.count
     rows = StreamedRows(worker, ("artifact", "label"), 4 * math.prod(job.shape), count, job.seed)
-    network.standardize(*mean_and_std((block for (block,) in rows.all("artifact")), job.shape, worker.summed))
+    network.standardize(*_mean_and_std(worker, job, rows))
     size = min(max(2, job.recipe.batch_size // worker.count), count)
     trainer = Trainer(network, job.recipe, job.weight_s, count // size, worker.device, worker.parallel, worker.summed)
     reader = ArtifactReader(job.run, job.space, torch.get_num_threads(), worker.device.partition(":")[0])
@@ -112,6 +112,11 @@ def train(worker: Worker, job: Job) -> None:
         if outputs:  # there may be more workers than parts
             name = f"{side}-{worker.rank:05d}-of-{worker.count:05d}.parquet"
             write_outputs(join(job.output, "predictions", name), outputs)
+
+
+def _mean_and_std(worker: Worker, job: Job, rows: StreamedRows) -> tuple[torch.Tensor, torch.Tensor]:
+    blocks = (block for (block,) in rows.all("artifact", rows=rows_at_once(job.shape)))
+    return mean_and_std(blocks, job.shape, worker.summed)
 
 
 def _write_statistics(worker: Worker, job: Job, network: AttributorNetwork, rows: StreamedRows) -> None:

@@ -203,7 +203,7 @@ class LearnedBaseline(ABC):
             network.train()
             inputs_bchw = self._moved(self._augmented(images_bchw[row_b], rng))
             label = torch.from_numpy(label_b[row_b]).to(self._device)
-            loss = F.cross_entropy(network(inputs_bchw), label, weight_s)
+            loss = F.cross_entropy(network(inputs_bchw), label, weight_s, reduction="none").mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -24,7 +24,8 @@ from manifpt.projection import Projection, Rows, projection_without_sample
 
 __all__ = ["Moments", "SoftProjector", "check_dims", "moments_of"]
 
-_MOST_DIMS = 16_384  # the matrix takes 8 D^2 bytes: 2 GiB
+_MOST_DIMS = 16_384  # the matrix takes 8 D^2 bytes, 2 GiB, and twice that while it is inverted
+_DIGITS_LEFT = 10.0  # of what is left when a real is taken out, times the rounding
 _BLOCK_BYTES = 64 << 20
 _TILE_DIMS = 4_096
 
@@ -122,9 +123,13 @@ class SoftProjector:
         moments = moments_of(blocks, dim)
         self._embeddings_of, self._count, self._sigma, self._mean_d = embeddings_of, count, sigma, moments.mean_d
         matrix_dd = torch.from_numpy(moments.scatter_dd)
+        del moments  # a matrix less in memory
         matrix_dd /= count
         matrix_dd.diagonal().add_(sigma**2)
+        # Of the inverse, relative to what it is largest: the trace is at least the largest eigenvalue.
+        self._rounding = np.finfo(np.float64).eps * float(matrix_dd.diagonal().sum()) / sigma**2
         factor_dd, failed = torch.linalg.cholesky_ex(matrix_dd)
+        del matrix_dd
         if failed:
             raise ConfigError(f"--sigma {sigma} is below the rounding of the covariance: choose a larger one.")
         self._inverse_dd = torch.cholesky_inverse(factor_dd).to(device)
@@ -147,6 +152,9 @@ class SoftProjector:
         With R rows out, mu' is the mean of the rest, and N C' = N C - U U^T, the columns of U being the R centred rows
         and sqrt(N - R) (mu' - mu). So (C' + sigma^2 I)^-1 is a change of rank R + 1 (Woodbury). C' keeps the
         normaliser N.
+
+        Raises:
+            ConfigError: nothing but rounding would be left of it.
         """
         out_rd = self._embeddings_of(rows).astype(np.float64)
         left = self._count - len(rows)
@@ -156,5 +164,9 @@ class SoftProjector:
         solved_d = self._inverse_dd @ query
         solved_du = self._inverse_dd @ change.T
         inner_uu = torch.eye(len(change), dtype=torch.float64, device=change.device) - change @ solved_du
+        if float(torch.linalg.eigvalsh(inner_uu)[0]) < _DIGITS_LEFT * self._rounding:
+            raise ConfigError(
+                f"--sigma {self._sigma} is too small to leave a real image of the reference out: choose a larger one."
+            )
         solved_d += solved_du @ torch.linalg.solve(inner_uu, change @ solved_d)
         return (self._sigma**2 * solved_d).float().cpu().numpy()

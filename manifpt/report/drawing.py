@@ -31,6 +31,11 @@ def distinct(labels: Sequence[str], most: int = 24) -> list[str]:
     return [f"{name} #{number}" if cut.count(name) > 1 else name for number, name in enumerate(cut, start=1)]
 
 
+def shown(labels: Sequence[str], most: int) -> list[str]:
+    """Labels as matplotlib must draw them, about so long, and each unlike all others."""
+    return [literal(name, most + 6) for name in distinct(labels, most)]
+
+
 def color_of(number: int, count: int) -> str:
     """A label's colour, as `#rrggbb`."""
     name = "tab10" if count <= 10 else "tab20"

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from manifpt.report.drawing import literal
+from manifpt.report.drawing import distinct, literal
 from manifpt.report.preview import artifact_picture, spectrum_picture
 from manifpt.report.text import plain
 from manifpt.spaces import SpaceSpec
@@ -145,14 +145,15 @@ def _probabilities(axes: Axes, evidence: dict[str, Any]) -> None:
     axes.set_xticks(range(0, 101, 25))
     axes.set_xlabel(f"%; dashed: {least:.1f}% needed, 50 and the calibration error", fontsize=_SMALL)
     left = len(evidence["probabilities"]) - len(rows)
-    _rows(axes, [plain(row["label"], 20) for row in rows], "Probability of each label, calibrated", left)
+    names = distinct([row["label"] for row in evidence["probabilities"]], 20)
+    _rows(axes, names[: len(rows)], "Probability of each label, calibrated", left)
 
 
 def _distances(axes: Axes, evidence: dict[str, Any]) -> None:
     sources, norm = evidence["sources"], evidence["artifact"]["norm"]
     rank = {row["label"]: number for number, row in enumerate(evidence["probabilities"])}
     names = sorted(sources, key=lambda name: (rank.get(sources[name]["label"], len(rank)), name))
-    shown = names[:_MOST_ROWS]
+    shown, told = names[:_MOST_ROWS], distinct(names, 20)
     boxes = [_box(sources[name]["quantiles"]) for name in shown]
     axes.bxp(
         boxes,
@@ -165,7 +166,8 @@ def _distances(axes: Axes, evidence: dict[str, Any]) -> None:
     axes.axvline(norm, color="black", linestyle="--", linewidth=1)
     axes.set_xlabel("distance |a|; box: middle half; whiskers: middle 99%; dashed: this image", fontsize=_SMALL)
     ticks = [
-        f"{plain(name, 20)}\n{sources[name]['images']:,} images, P {sources[name]['percentile']:.1f}" for name in shown
+        f"{name_told}\n{sources[name]['images']:,} images, P {sources[name]['percentile']:.1f}"
+        for name, name_told in zip(shown, told, strict=False)
     ]
     _rows(axes, ticks, "Distances of sources (P: this image's percentile)", len(names) - len(shown))
 

@@ -13,7 +13,7 @@ from scipy.cluster import hierarchy
 
 from manifpt.manifest import REAL
 from manifpt.metrics.clusters import tree_of
-from manifpt.report.drawing import MARKERS, color_of, distinct, grid, literal, png
+from manifpt.report.drawing import MARKERS, color_of, distinct, grid, literal, png, shown
 from manifpt.report.preview import artifact_picture
 
 __all__ = ["draw_alignment", "draw_confusion", "draw_distances", "draw_map", "draw_means", "draw_norms"]
@@ -25,7 +25,7 @@ def draw_norms(distance_b: np.ndarray, label_b: np.ndarray, labels: Sequence[str
     axis = axes[0, 0]
     by_label = [distance_b[label_b == number] for number in range(len(labels))]
     boxes = axis.boxplot(by_label, orientation="horizontal", whis=(5, 95), showfliers=False, patch_artist=True,
-                         widths=0.6, tick_labels=[literal(label, 24) for label in labels])  # fmt: skip
+                         widths=0.6, tick_labels=shown(labels, 24))  # fmt: skip
     for box, label in zip(boxes["boxes"], labels, strict=True):
         box.set(facecolor="#9ecae1" if label != REAL else "#fdae6b", edgecolor="#333333")
     for median in boxes["medians"]:
@@ -51,12 +51,12 @@ def draw_means(
         axis.set_axis_off()
     gain_shw = None if mean_spectrum_shw is None or real_spectrum_hw is None else mean_spectrum_shw - real_spectrum_hw
     most = 1e-12 if gain_shw is None else max(1e-12, float(np.percentile(np.abs(gain_shw), 99)))
-    for number, label in enumerate(labels):
+    for number, label in enumerate(shown(labels, 20)):
         row, place = divmod(number, across)
         cells = axes[row, place * columns : (place + 1) * columns]
         mean_chw = mean_artifact_schw[number]
         cells[0].imshow(artifact_picture(mean_chw))
-        cells[0].set_title(literal(label, 20), fontsize=7, loc="left")
+        cells[0].set_title(label, fontsize=7, loc="left")
         if mean_spectrum_shw is not None and gain_shw is not None:
             cells[1].imshow(mean_spectrum_shw[number], cmap="magma")
             cells[1].set_title("spectrum", fontsize=7)
@@ -70,7 +70,7 @@ def draw_distances(labels: Sequence[str], distance_ss: np.ndarray, title: str) -
     size = 0.8 + 0.26 * len(labels)
     figure, axes = grid(1, 2, max(4.0, size), max(3.0, size))
     tree = tree_of(distance_ss)
-    names = [literal(label, 24) for label in labels]
+    names, short = shown(labels, 24), shown(labels, 14)
     found = hierarchy.dendrogram(tree, orientation="left", ax=axes[0, 0], labels=names,
                                  color_threshold=0, above_threshold_color="#333333", leaf_font_size=8)  # fmt: skip
     axes[0, 0].set_xlabel(title)
@@ -78,7 +78,7 @@ def draw_distances(labels: Sequence[str], distance_ss: np.ndarray, title: str) -
     order = found["leaves"][::-1]
     image = axes[0, 1].imshow(np.maximum(distance_ss[np.ix_(order, order)], 0), cmap="viridis")
     axes[0, 1].set_yticks(range(len(order)), [])
-    axes[0, 1].set_xticks(range(len(order)), [literal(labels[place], 14) for place in order], rotation=90, fontsize=7)
+    axes[0, 1].set_xticks(range(len(order)), [short[place] for place in order], rotation=90, fontsize=7)
     figure.colorbar(image, ax=axes[0, 1], shrink=0.7)
     return png(figure)
 
@@ -124,7 +124,7 @@ def draw_confusion(confusion_ss: np.ndarray, labels: Sequence[str]) -> bytes:
     axis = axes[0, 0]
     share_ss = confusion_ss / np.maximum(confusion_ss.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(share_ss, cmap="Blues", vmin=0, vmax=1)
-    names = [literal(label, 18) for label in labels]
+    names = shown(labels, 18)
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axis.set_yticks(range(len(names)), names, fontsize=7)
     axis.set_xlabel("told to be of")

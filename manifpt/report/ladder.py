@@ -10,7 +10,7 @@ from typing import Any
 
 from manifpt.alterations import NONE
 from manifpt.report.drawing import MARKERS, color_of, distinct, grid, literal, png
-from manifpt.report.text import plain
+from manifpt.report.text import cell, plain
 
 __all__ = ["draw_ladder", "ladder_markdown"]
 
@@ -26,13 +26,13 @@ def ladder_markdown(document: Mapping[str, Any]) -> str:
         "Every attributor on its own test images, altered: accuracy in percent, and after the stroke the share that is "
         "called unknown. All images come from sources that it knows, so each of those is an error.",
         "",
-        "| step | " + " | ".join(plain(name, 60).replace("|", "/") for name in names) + " |",
+        "| step | " + " | ".join(cell(name) for name in names) + " |",
         "| --- |" + " --- |" * len(names),
     ]
     for step in document["steps"]:
         cells = [_cell(of_one["results"][step]) for of_one in attributors]
         lines.append(f"| {step} | " + " | ".join(cells) + " |")
-    lines += ["", *(f"- {plain(name, 60)}: {_told(of_one)}" for name, of_one in zip(names, attributors, strict=True))]
+    lines += ["", *(f"- {cell(name)}: {_told(of_one)}" for name, of_one in zip(names, attributors, strict=True))]
     return "\n".join(lines) + "\n"
 
 
@@ -61,16 +61,17 @@ def _told(of_one: Mapping[str, Any]) -> str:
 def draw_ladder(document: Mapping[str, Any]) -> bytes:
     """Accuracy and unknown rate along the ladder, as PNG: a line an attributor, broken between kinds of alteration.
 
-    Attributors of one space and estimate share a colour; those that altered copies were trained on are dashed.
+    Attributors of one space and estimate share a colour; those that altered copies were trained on are dashed. Each has
+    a marker of its own.
     """
     attributors, steps = document["attributors"], document["steps"]
     kinds = list(dict.fromkeys((of_one["space"], of_one["estimate"]["name"]) for of_one in attributors))
     figure, axes = grid(len(_PANELS), 1, 11.0, 3.4, sharex=True)
     for axis, (field, title) in zip(axes[:, 0], _PANELS, strict=True):
-        for name, of_one in zip(_names(attributors), attributors, strict=True):
+        for place_of_one, (name, of_one) in enumerate(zip(_names(attributors), attributors, strict=True)):
             number = kinds.index((of_one["space"], of_one["estimate"]["name"]))
             style = {
-                "color": color_of(number, len(kinds)), "marker": MARKERS[number % len(MARKERS)], "markersize": 4,
+                "color": color_of(number, len(kinds)), "marker": MARKERS[place_of_one % len(MARKERS)], "markersize": 4,
                 "linewidth": 1.4, "linestyle": "--" if of_one["altered"] else "-",
             }  # fmt: skip
             for places in _pieces(steps):

@@ -19,7 +19,7 @@ from manifpt.fetch import fetch
 from manifpt.monitoring.attributing import PARTS
 from manifpt.monitoring.settings import Settings
 from manifpt.monitoring.windows import open_window
-from manifpt.report.drawing import color_of, grid, literal, png
+from manifpt.report.drawing import color_of, distinct, grid, literal, png
 from manifpt.report.page import Figure, Section, Table, render_page
 from manifpt.report.text import plain
 from manifpt.storage import join, store_of
@@ -100,8 +100,8 @@ def _shares_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
     shown = sorted(totals, key=lambda source: (-totals[source], source))[:_MOST_SOURCES]
     others = [sum(n for s, n in result["attributed"].items() if s not in shown) for result in results]
     rows: list[tuple[str, list[int], str]] = [
-        (source, [result["attributed"].get(source, 0) for result in results], color_of(place, len(shown)))
-        for place, source in enumerate(shown)
+        (name, [result["attributed"].get(source, 0) for result in results], color_of(place, len(shown)))
+        for place, (source, name) in enumerate(zip(shown, distinct(shown), strict=True))
     ]
     rows += [("other sources", others, "#bbbbbb")] if any(others) else []
     for name, color in (("unknown", "#111111"), ("inconclusive", "#777777"), ("rejected", "#dddddd")):

@@ -49,7 +49,7 @@ def say_artifacts(summary: dict[str, Any], output: str) -> str:
     for space, sources in summary["spaces"].items():
         for source, found in sources.items():
             lines.append(
-                f"  {space:<16}{source:<26}{found['images']:>8}{found['distance_mean']:>12.3f}   "
+                f"  {space:<16}{plain(source, 25):<26}{found['images']:>8}{found['distance_mean']:>12.3f}   "
                 f"{found['left_out']} / {found['copies']} / {found['near_copies']}"
             )
     lines += ["", f"  shards   {join(output, 'artifacts')}", f"  summary  {join(output, 'summary.json')}"]
@@ -115,7 +115,7 @@ def say_attributor(metrics: dict[str, Any], output: str) -> str:
         metrics["labels"], metrics["test_images"], metrics["precision"], metrics["recall"], strict=True
     ):
         shown = "-" if precision is None else f"{100 * precision:.1f} %"
-        lines.append(f"  {label[:33]:<34}{images:>12}{shown:>11}{100 * recall:>7.1f} %")
+        lines.append(f"  {plain(label, 33):<34}{images:>12}{shown:>11}{100 * recall:>7.1f} %")
     return "\n".join([*lines, "", f"  model card  {join(output, 'README.md')}"])
 
 
@@ -141,6 +141,11 @@ def plain(text: str, most: int = 40) -> str:
     """Somebody else's text, such as a file's name: one printable line of so many characters at most."""
     line = "".join(c if c.isprintable() else "?" for c in text)
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def cell(text: str, most: int = 60) -> str:
+    """The same in a table of Markdown, where it may be a heading, a picture or another row."""
+    return "".join(f"\\{c}" if c in "\\`*[<|~&" else c for c in plain(text, most))
 
 
 def say_plan(plan: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from manifpt.log import event
 from manifpt.search.choose import Choice, choose_search, is_small
 from manifpt.search.distinct import DistinctSearch, Search, without_copies
 from manifpt.search.flat import FlatSearch
@@ -57,19 +58,29 @@ def _make(vectors: Vectors, choice: Choice, compact: Callable[[Any], Any], threa
         from manifpt.search.pruned import PrunedSearch
 
         basis = fit_basis(sample_of(vectors, compact, choice.dims), choice.dims)
-        if not has_gpu():
-            return PrunedSearch(vectors, basis, compact, threads)
-        return _in_halves(PrunedSearch(vectors, basis, compact, threads, "cuda"))
+        on_device = (
+            _on_device(vectors, lambda: PrunedSearch(vectors, basis, compact, threads, "cuda")) if has_gpu() else None
+        )
+        return on_device or PrunedSearch(vectors, basis, compact, threads)
     # Small ones are searched in no time, and torch takes seconds to load.
     if is_small(vectors.count, vectors.dim) or not has_gpu():
         return FlatSearch(vectors, threads)
-    return _in_halves(FlatSearch(vectors, threads, "cuda"))
+    return _on_device(vectors, lambda: FlatSearch(vectors, threads, "cuda")) or FlatSearch(vectors, threads)
 
 
-def _in_halves(search: Search) -> Search:
+def _on_device(vectors: Vectors, make: Callable[[], Search]) -> Search | None:
+    """A search of a GPU; None: others have filled it, and the CPU gives the same answers."""
+    import torch
+
     from manifpt.search.device import InHalves
 
-    return InHalves(search)
+    try:
+        return InHalves(make())
+    except torch.cuda.OutOfMemoryError as error:
+        event("search_on_cpu", why=error)
+    vectors.release()
+    torch.cuda.empty_cache()
+    return None
 
 
 def has_gpu() -> bool:

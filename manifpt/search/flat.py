@@ -9,11 +9,13 @@ out might be nearer, the query is searched again in float64.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from manifpt.log import event
 from manifpt.search.vectors import LARGE, Batch, Found, Vectors, nearest_of_pairs
 
 if TYPE_CHECKING:
@@ -56,8 +58,17 @@ class FlatSearch:
             assert vectors.on_device is not None
             self._index = device_index(vectors.on_device, self._mean_d)
         if self._index is None and device == "cuda" and faiss.get_num_gpus():  # block by block through the device
-            resources = faiss.StandardGpuResources()
-            self._knn = lambda query_bd, block_md, c: faiss.knn_gpu(resources, query_bd, block_md, c)
+            self._knn = functools.partial(self._knn_on_gpu, faiss.StandardGpuResources())
+
+    def _knn_on_gpu(self, resources: Any, query_bd: np.ndarray, block_md: np.ndarray, c: int) -> Any:
+        try:
+            return self._faiss.knn_gpu(resources, query_bd, block_md, c)
+        except (
+            RuntimeError
+        ) as error:  # FAISS takes memory of its own, beside what torch keeps, and has no word for its lack
+            event("search_on_cpu", why=error)
+            self._knn = self._faiss.knn
+            return self._knn(query_bd, block_md, c)
 
     @np.errstate(over="ignore", invalid="ignore")  # what overflows isn't proved, and is searched again
     def search(self, query_bd: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None) -> Found:

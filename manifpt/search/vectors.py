@@ -124,6 +124,10 @@ class Vectors:
             self._is_held_on = self.on_device is not None
         return self._is_held_on
 
+    def release(self) -> None:
+        """Lets go of what a device holds, for good."""
+        self.on_device, self._is_held_on = None, False
+
     def at(self, rows: Rows) -> np.ndarray:
         """float32 [M, D]."""
         if self._embeddings_of is not None:

@@ -24,9 +24,10 @@ from manifpt.analysis.structure import (
     principal,
     separability,
 )
-from manifpt.analysis.tasks import Work, measure
+from manifpt.analysis.tasks import Work, _separability, measure
 from manifpt.attributor.choice import Choice
 from manifpt.errors import ConfigError
+from manifpt.report.drawing import shown
 from tests.helpers.cluster import ROOT
 from tests.helpers.runs import artifacts_of, make_run, rows_of
 
@@ -116,6 +117,43 @@ def test_a_choice_known_of_few_generators_is_not_judged() -> None:
     distance_ss = fingerprint_distances(artifact_bd, label_b, 4)["energy_distance"]
     found = alignments(distance_ss, artifact_bd, label_b, LABELS[:4], designs, 0)
     assert found["up"]["why_not"] == "known of 3 generators, 4 are needed"
+
+
+def test_a_large_label_is_looked_at_evenly() -> None:
+    """Its first images are of one folder, and would be farther from a smaller label than they all are."""
+    rng = np.random.default_rng(0)
+    folders = 3 * rng.standard_normal((10, 8))
+    large = np.concatenate([one + rng.standard_normal((100, 8)) for one in folders])
+    small = np.concatenate([one + rng.standard_normal((10, 8)) for one in folders])
+    label_b = np.repeat([0, 1, 2], [1000, 100, 1000])
+    same = np.concatenate([one + rng.standard_normal((100, 8)) for one in folders])
+    found = fingerprint_distances(np.concatenate([large, small, same]).astype(np.float32), label_b, 3)
+    frechet_ss = found["frechet_distance"]
+    assert frechet_ss[0, 1] < 3 * frechet_ss[0, 2]
+
+
+def test_images_that_were_made_together_are_no_others(tmp_path: Path) -> None:
+    """Two sources alike, of 20 latents with 6 images each: the nearest other image is of the same latent."""
+    latents = [f"{n // 6}" for n in range(240)]
+
+    def artifacts(rows: pa.Table) -> np.ndarray:
+        rng = np.random.default_rng(0)
+        of_latent = {(s, g): rng.standard_normal(48) for s in ("gan", "vae") for g in latents}
+        pairs = zip(rows["source"].to_pylist(), rows["latent_group"].to_pylist(), strict=True)
+        found = [of_latent[pair] + 0.01 * rng.standard_normal(48) for pair in pairs]
+        return np.reshape(found, (-1, 3, 4, 4)).astype(np.float16)
+
+    rows = rows_of({"gan": 120, "vae": 120}, latent_group=latents)
+    run = make_run(tmp_path / "run", rows, shard_rows=300, artifacts=artifacts)
+    sample = open_sample(str(run), "rgb", Choice(labels={}, is_test=True))
+    assert separability(sample.artifact_bd, sample.label_b, 0)["leave_one_out_accuracy"] == 1
+    apart = _separability(sample, 0)
+    assert apart is not None and apart["images"] == 40 and (apart["leave_one_out_accuracy"] or 1) < 0.8
+
+
+def test_names_that_are_cut_stay_apart() -> None:
+    names = shown([f"stylegan2-ffhq256-config-f-psi{n}" for n in (5, 7)] + ["real$"], 20)
+    assert len(set(names)) == 3 and names[0].endswith("#1") and names[2] == r"real\$"
 
 
 def test_separable_fingerprints_are_called_so() -> None:

@@ -40,7 +40,7 @@ from manifpt.distributed import Worker, told_in
 from manifpt.errors import ConfigError, PlanMismatch
 from manifpt.plan import publish_facts
 from manifpt.reader import ArtifactReader
-from manifpt.report.text import say_attributor
+from manifpt.report.text import cell, say_attributor
 from manifpt.storage import store_of
 from tests.helpers.runs import SHAPE, artifacts_of, make_run, openset_of, rewritten, rows_of
 from tests.helpers.workers import LoneWorker
@@ -201,6 +201,31 @@ def test_pixels_on_two_sides_of_the_manifests_own_split_stay_on_the_last(tmp_pat
         sides.setdefault(value, set()).add(side)
     assert all(len(of_pixels) == 1 for of_pixels in sides.values()) and sides["own5"] == {TEST}
     assert len(found.label_n) == 97
+
+
+def test_images_without_a_side_that_are_left_out_switch_no_check_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The split counted as none while leaks were sought, and as the manifest's own when they were gone."""
+    split: list[str | None] = [("train", "validation", "test")[n % 3] for n in range(100)]
+    pixels = [f"own{n}" for n in range(103)]
+    pixels[0] = pixels[5]
+    more = {**SOURCES, "zz": 3}
+    few = replace(ALL, min_images=5)
+
+    def chosen(name: str, **columns: Any) -> Examples:
+        rows = rows_of(more, split=[*split, None, None, None], **columns)
+        return select_examples(str(make_run(tmp_path / name, rows)), "rgb", few)
+
+    with pytest.raises(ConfigError, match="identical images on two sides, and images without a side"):
+        chosen("leaked", content_hash=pixels)
+    with pytest.raises(ConfigError, match="images of latent_group 'g'"):
+        chosen("cut", latent_group=["g", "g", *(f"{n}" for n in range(101))])
+    assert [SIDES[side] for side in chosen("whole").side_n] == split
+    assert "split_not_used" not in capsys.readouterr().err
+    rows = rows_of(SOURCES, split=["val" if side == "validation" else side for side in split])
+    select_examples(str(make_run(tmp_path / "val", rows)), "rgb", ALL)
+    assert "split_not_used" in capsys.readouterr().err
 
 
 def test_other_pixels_under_the_old_names_are_other_examples(tmp_path: Path) -> None:
@@ -454,6 +479,11 @@ def test_the_model_card_tells_how_to_load_it(bundle: Path) -> None:
     assert "| gan | 4 | 50.0 % | 50.0 % |" in card and "FD ratio 2.00" in card
     (line,) = [line for line in card.splitlines() if line.startswith("from ")]
     exec(line)
+
+
+def test_a_label_is_text_in_a_model_card() -> None:
+    assert cell("a|b\n# c <img src=x> ![t](u) `d` *e*") == "a\\|b?# c \\<img src=x> !\\[t](u) \\`d\\` \\*e\\*"
+    assert cell("style_gan-2 (ema)") == "style_gan-2 (ema)"
 
 
 def test_what_could_not_be_measured_is_a_dash_or_left_out() -> None:

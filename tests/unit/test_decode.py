@@ -133,6 +133,19 @@ class TestDamage:
     def test_half_a_file_is_truncated(self, kind: str) -> None:
         assert refused(FILES[kind][: len(FILES[kind]) // 2]) is RejectReason.TRUNCATED
 
+    @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+    @pytest.mark.parametrize("kind", ["png", "jpeg", "progressive", "gif", "webp", "tiff", "lzw"])
+    def test_a_file_that_was_not_written_to_its_end(self, kind: str, share: float) -> None:
+        """Its length was set first: zeros, which are data to a decoder."""
+        data = FILES[kind]
+        kept = int(share * len(data))
+        if kind in ("gif", "tiff"):  # which hold numbers as they are: zeros may be an image's
+            return
+        assert refused(data[:kept] + bytes(len(data) - kept)) in DAMAGE
+
+    def test_zeros_behind_the_end_of_a_jpeg_are_not_part_of_it(self) -> None:
+        np.testing.assert_array_equal(decode(FILES["jpeg"] + bytes(64)), decode(FILES["jpeg"]))
+
     @pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "lzw"])
     def test_cut_in_the_header_is_truncated_and_still_an_image(self, kind: str) -> None:
         assert refused(FILES[kind][:12]) is RejectReason.TRUNCATED

@@ -282,6 +282,25 @@ class TestSoft:
         with pytest.raises(ConfigError, match="--sigma 1e-12 is below the rounding"):
             soft(numbers(15, 5, 40), 1e-12)
 
+    @pytest.mark.parametrize("sigma", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+    def test_a_real_is_left_out_rightly_or_not_at_all(self, sigma: float) -> None:
+        """A direction that it alone spans: of what is left, rounding was all at 1e-5, and nobody was told."""
+        reference_nd = np.random.default_rng(0).random((60, 120)).astype(np.float32)
+        rest_nd = np.delete(reference_nd, 7, axis=0).astype(np.float64)
+        mean_d = rest_nd.mean(axis=0)
+        _, scale_r, axes_rd = np.linalg.svd((rest_nd - mean_d) / 60**0.5, full_matrices=False)
+        query_d = reference_nd[7] - mean_d
+        along_r = axes_rd @ query_d
+        expected_d = query_d - axes_rd.T @ (along_r * scale_r**2 / (scale_r**2 + sigma**2))
+        one = soft(reference_nd, sigma)
+        if sigma < 1e-3:
+            with pytest.raises(ConfigError, match="too small to leave a real image of the reference out"):
+                one.project(reference_nd[7:8], [np.array([7])])
+        else:
+            found_d = one.project(reference_nd[7:8], [np.array([7])]).artifact_bd[0]
+            assert np.linalg.norm(found_d - expected_d) < 1e-3 * np.linalg.norm(expected_d)
+        assert np.isfinite(one.project(reference_nd[7:8] + 0.1).artifact_bd).all(), "which no real is taken out for"
+
 
 class TestControls:
     def test_none_is_the_embedding(self) -> None:

@@ -276,7 +276,7 @@ def document(*names: str, altered: Sequence[str] = ()) -> dict[str, Any]:
 
 def test_the_table_has_a_row_a_step_and_a_column_an_attributor() -> None:
     text = ladder_markdown(document("b|c", "b|c", altered=("drawn",)))
-    assert "| step | b/c #1 | b/c #2 |" in text
+    assert "| step | b\\|c #1 | b\\|c #2 |" in text
     assert all(f"| {step} | 50.0 / 12.5 | 50.0 / 12.5 |" in text for step in (NONE, *LADDER))
     assert text.count("trained with altered copies (drawn); 9 test images of 3 sources.") == 2
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -283,6 +285,53 @@ def test_queries_that_a_device_has_no_memory_for_are_searched_in_halves() -> Non
     assert max(length for length in short.asked if length <= 3) == 3 and sum(n for n in short.asked if n <= 3) == 11
     with pytest.raises(torch.cuda.OutOfMemoryError):
         InHalves(_Short(short, room=0)).search(query_bd, 2)
+
+
+@pytest.mark.parametrize("method", ["flat", "pruned"])
+def test_a_gpu_that_others_have_filled_leaves_the_search_to_the_cpu(
+    method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = FlatSearch if method == "flat" else PrunedSearch
+    real = kind.__init__
+
+    def full(self: Any, vectors: Vectors, *arguments: Any) -> None:
+        if arguments[-1:] == ("cuda",):
+            vectors.on_device = object()  # type: ignore[assignment]  # as if the rows had found room, and the codes none
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        real(self, vectors, *arguments)
+
+    monkeypatch.setattr(kind, "__init__", full)
+    monkeypatch.setattr("manifpt.search.has_gpu", lambda: True)
+    monkeypatch.setattr("manifpt.search.is_small", lambda *_: False)
+    rng = np.random.default_rng(4)
+    reference_nd, query_bd = (rng.standard_normal((count, 16)).astype(np.float32) for count in (90, 11))
+    made = make_search(
+        lambda rows: reference_nd[rows],
+        90,
+        16,
+        choice=Choice(method, 8 if method == "pruned" else 0),
+        compact=lambda x: x,
+    )
+    check(made.search(query_bd, 2, None), query_bd, reference_nd, 2, [np.empty(0, np.int64)] * 11)
+    assert "search_on_cpu" in capsys.readouterr().err
+
+
+def test_faiss_without_memory_on_a_gpu_goes_on_with_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no error of its own for that, and keeps its memory apart from torch's."""
+    rng = np.random.default_rng(4)
+    reference_nd, query_bd = (rng.standard_normal((count, 16)).astype(np.float32) for count in (90, 11))
+    search = FlatSearch(vectors_of(reference_nd))
+    asked = []
+
+    def knn_gpu(*_: object) -> None:
+        asked.append(1)
+        raise RuntimeError("Error in virtual void* faiss::gpu::StandardGpuResourcesImpl::allocMemory")
+
+    monkeypatch.setattr(search._faiss, "knn_gpu", knn_gpu, raising=False)
+    search._knn = functools.partial(search._knn_on_gpu, None)
+    for _ in range(2):
+        check(search.search(query_bd, 2), query_bd, reference_nd, 2, [np.empty(0, np.int64)] * 11)
+    assert len(asked) == 1, "nor is it asked again"
 
 
 @pytest.mark.parametrize(

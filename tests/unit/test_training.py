@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,29 @@ def test_weights_make_sources_count_the_same() -> None:
 
 
 # --- the loop ---
+
+
+def one_epoch(artifacts: np.ndarray, label_b: list[int], weight_s: list[float]) -> float:
+    """The loss of a network that says nothing, on one batch."""
+    network = make_network("head", artifacts.shape[1:], 2)
+    torch.nn.init.zeros_(network.classifier.weight)
+    torch.nn.init.zeros_(network.classifier.bias)
+    trainer = Trainer(network, PLAIN, torch.tensor(weight_s), 1, "cpu")
+    batch = torch.from_numpy(artifacts), torch.tensor(label_b), torch.arange(len(label_b))
+    return trainer.train_epoch([batch], 1)[0]
+
+
+def test_a_source_weighs_in_a_batch_what_it_weighs_in_all_of_them() -> None:
+    """By the sum of a batch's own weights, a small source alone in one weighed as much as a large one: with 8 workers
+    its share of the loss was a third of what was said."""
+    artifacts = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+    assert one_epoch(artifacts, [1, 1, 1, 1], [0.5, 2.0]) == pytest.approx(2 * math.log(2))
+    assert one_epoch(artifacts, [0, 0, 0, 1], [0.5, 2.0]) == pytest.approx((3 * 0.5 + 2) / 4 * math.log(2))
+
+
+def test_a_training_that_diverged_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"The loss is nan in epoch 1: .* another --network or --seed"):
+        one_epoch(np.full((4, 6), np.inf, np.float32), [0, 1, 0, 1], [1.0, 1.0])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -362,6 +386,17 @@ def test_a_known_temperature_is_found(temperature: float) -> None:
     label_n = np.array([rng.choice(4, p=p) for p in probabilities(true_ns, 1.0)])
     found = fit_temperature((temperature * true_ns).astype(np.float32), label_n)
     assert found == pytest.approx(temperature, rel=0.05)
+
+
+@pytest.mark.parametrize("images", [20, 100, 1000])
+def test_images_that_are_all_told_rightly_make_nobody_sure(images: int) -> None:
+    """The least cross-entropy has none: T fell to its bound, and made what is wrong on other images certain."""
+    rng, label_n = np.random.default_rng(0), np.arange(images) % 4
+    logits_ns = rng.standard_normal((images, 4)).astype(np.float32)
+    logits_ns[np.arange(images), label_n] = logits_ns.max(axis=1) + rng.gamma(2, 1.0, images)
+    found_ns = probabilities(logits_ns, fit_temperature(logits_ns, label_n))
+    wrong = 1 - found_ns.max(axis=1).mean()
+    assert 0.1 / (images + 2) < wrong < 10 / (images + 2)
 
 
 @given(seed=st.integers(0, 99), temperature=st.floats(0.05, 20))
