@@ -19,8 +19,8 @@ def fit_temperature(logits_ns: np.ndarray, label_n: np.ndarray) -> float:
     """T that minimises the cross-entropy of softmax(logits / T), every image counting the same.
 
     Where N images are all told rightly, no T is the least: so, after Platt (1999), the right label's target is a little
-    less than 1, and the rest for the others alike, as if a quarter of an image more had been told wrongly. By a whole one
-    T is 30% too large, of 100 images of which 88% are right; by a quarter 6%, and cross-entropy on new images is least.
+    less than 1, and the rest for the others alike, as if a quarter of an image more had been told wrongly. By a whole
+    one T is 30% too large, of 100 images of which 88% are right; by a quarter 6%, and new images' cross-entropy least.
 
     Temperature scaling of Guo et al. (ICML 2017, section 4.2). It changes no attribution. The loss of training counts
     labels the same, but how sure one may be is a matter of the images that come: with labels counting the same here,
