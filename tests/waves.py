@@ -171,17 +171,18 @@ def over_seeds(options: argparse.Namespace, folder: Path, coming: pa.Table) -> N
     fired: dict[tuple[int, str], int] = {}
     alerted = np.zeros(WAVES + 1, int)
     for seed in range(options.seeds):
-        before = Counts()
+        before = earlier = Counts()
         for wave, row_n in enumerate(drawn_waves(options, coming, seed), start=1):
             table = (degraded if wave == JPEG_IN else plain).take(pa.array(row_n))
             counts, sample = counts_in(table), sample_of(table)
-            findings = drift(baseline, sample, before, counts, options.level, seed * 100 + wave)
+            findings = drift(baseline, sample, before, counts, options.level, seed * 100 + wave, earlier)
             ids = np.array(table["image_id"].to_pylist(), dtype=object)
             found = newcomers(sample, ids, baseline, seed)
             alerts = alerts_of(DEFAULT_RULES, findings, counts, found, time="", window=str(wave))
             alerted[wave] += bool(alerts)
             for name in {alert.rule for alert in alerts} | {f"test {f.name}" for f in findings if f.fired}:
                 fired[wave, name] = fired.get((wave, name), 0) + 1
+            earlier = earlier.merged(counts)
             if not alerts:
                 before = before.merged(counts)
     print(f"\nWindows with an alert, of {options.seeds} seeds; level {options.level}:")
