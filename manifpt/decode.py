@@ -149,7 +149,7 @@ def _check_header(image: Image.Image, data: bytes) -> None:
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _BITS, _PHOTOMETRIC, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 258, 262, 274, 322, 323, 339
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
-_ZEROS = 16  # coded data end in so many once in 2^128 files
+_ZEROS = 16
 # How an array [H, W, 3] is turned upright, by the value of EXIF's tag.
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda a: a[:, ::-1],
@@ -178,13 +178,16 @@ def _damaged(error: BaseException, data: bytes) -> BadImage:
 
 
 def _is_unwritten(data: bytes, kind: str | None) -> bool:
-    """Whether an image of coded data ends in zeros, as a file does whose length was set before it was written: to a
-    decoder they are data. Formats with checksums tell it themselves."""
-    if not data.endswith(bytes(_ZEROS)):
+    """Whether a JPEG ends in zeros and has no end, as a file whose length was set before it was written: to a decoder
+    they are data. Formats with checksums tell it themselves, and WebP can't: flat images end so too."""
+    if kind not in ("JPEG", "MPO") or not data.endswith(bytes(_ZEROS)):
         return False
-    if kind in ("JPEG", "MPO"):  # what follows the end of an image is another matter
-        return data.find(_END_OF_IMAGE, data.rfind(_START_OF_SCAN)) < 0
-    return kind == "WEBP" and data[12:16] in (b"VP8 ", b"VP8L")  # which have nothing behind the pixels
+    place = 2
+    while (
+        data[place : place + 1] == b"\xff" and data[place : place + 2] != _START_OF_SCAN
+    ):  # segments, thumbnails in them
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return data.find(_END_OF_IMAGE, place) < 0
 
 
 def _orientation(image: Image.Image) -> int:

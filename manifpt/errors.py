@@ -26,6 +26,10 @@ class PlanMismatch(ConfigError):
     """The output folder holds a run with another plan."""
 
 
+class StorageRefused(ConfigError):
+    """Storage can't be asked by whoever we are, or where we ask: no property of an object."""
+
+
 class TooManyRejected(Exception):
     """More images were rejected than `max_rejected` allows: exit code 3."""
 
@@ -79,7 +83,7 @@ class ObjectUnreadable(ConfigError):
     """A stored object that can't be opened now, and may be tomorrow.
 
     Attributes:
-        reason: `missing` or `forbidden`.
+        reason: `missing`, `forbidden` or `changed`.
     """
 
     def __init__(self, text: str, reason: RejectReason) -> None:

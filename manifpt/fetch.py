@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -132,8 +132,8 @@ def _other_container() -> BadImage:
 
 
 class _Cells:
-    """Cells of Parquet files, each read once and in the order of its rows, as they are asked for: in the order of a
-    manifest no more are in memory than a batch of a row group."""
+    """Cells of Parquet files, each file read once, in the order of its rows, and as far as is asked for; what is passed
+    on the way is held until it is asked for."""
 
     def __init__(self, rows: list[dict[str, Any]], exact: bool) -> None:
         self._asked: Counter[tuple[str, int]] = Counter((row["uri"], row["offset"]) for row in rows)
@@ -142,6 +142,7 @@ class _Cells:
             numbers[row["uri"]].add(row["offset"])
         first = {row["uri"]: row for row in reversed(rows)}
         self._files = {uri: _cells_of(row, sorted(numbers[uri]), exact) for uri, row in first.items()}
+        self._left = {uri: len(of_file) for uri, of_file in numbers.items()}
         self._held: dict[tuple[str, int], bytes | BadImage] = {}
 
     def take(self, row: dict[str, Any]) -> bytes | BadImage:
@@ -149,11 +150,16 @@ class _Cells:
         while key not in self._held:
             number, cell = next(self._files[row["uri"]])
             self._held[row["uri"], number] = cell
+            self._left[row["uri"]] -= 1
+            if not self._left[row["uri"]]:
+                self._files.pop(row["uri"]).close()  # the file, too
         self._asked[key] -= 1
         return self._held[key] if self._asked[key] else self._held.pop(key)
 
 
-def _cells_of(first: dict[str, Any], numbers: list[int], exact: bool) -> Iterator[tuple[int, bytes | BadImage]]:
+def _cells_of(
+    first: dict[str, Any], numbers: list[int], exact: bool
+) -> Generator[tuple[int, bytes | BadImage], None, None]:
     """Of one file, a cell for every number; `first` is a row of it."""
     uri, left = first["uri"], dict.fromkeys(numbers)
     try:

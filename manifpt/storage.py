@@ -22,6 +22,7 @@ from typing import IO, Protocol
 from urllib.parse import quote, unquote
 
 from manifpt.errors import ConfigError, StorageError
+from manifpt.log import event
 
 __all__ = ["Entry", "Store", "is_local", "is_of_storage", "join", "normalize", "sha256_of", "store_of"]
 
@@ -153,6 +154,11 @@ def store_of(uri: str) -> Store:
 _VANISHED = {errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG}
 
 
+def _tell_too_long(error: OSError, path: bytes) -> None:
+    if error.errno == errno.ENAMETOOLONG:
+        event("path_too_long", begins=os.fsdecode(path[:200]), bytes=len(path), hint="nothing below it is listed")
+
+
 class LocalStore:
     """A file system. Also a shared one (NFS, Lustre): only `rename` and `link` need to be atomic."""
 
@@ -203,17 +209,19 @@ class LocalStore:
             except OSError as error:
                 if not above or error.errno not in _VANISHED:
                     raise
+                _tell_too_long(error, folder)
                 continue  # which must not end the whole listing
+            below = above | {(here.st_dev, here.st_ino)}
             with entries:
                 for entry in entries:
                     try:
                         status = entry.stat()
                     except OSError as error:
-                        if error.errno in _VANISHED:
-                            continue
-                        raise
+                        if error.errno not in _VANISHED:
+                            raise
+                        _tell_too_long(error, entry.path)
+                        continue
                     if stat.S_ISDIR(status.st_mode):
-                        below = above | {(here.st_dev, here.st_ino)}
                         left.append((entry.path, prefix + entry.name + b"/", below))
                     elif stat.S_ISREG(status.st_mode):  # to read a pipe would wait forever
                         yield _entry(prefix + entry.name, entry.path, status)

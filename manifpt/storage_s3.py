@@ -6,7 +6,6 @@ identity, instance role; `AWS_ENDPOINT_URL` or the profile's `endpoint_url` name
 
 from __future__ import annotations
 
-import errno
 import functools
 import io
 import re
@@ -32,7 +31,7 @@ from obstore.exceptions import (
 )
 from obstore.store import S3Store as ObstoreBucket
 
-from manifpt.errors import ConfigError, StorageError
+from manifpt.errors import StorageError, StorageRefused
 from manifpt.storage import Entry
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ _OBSTORE_RETRY: RetryConfig = {
     "retry_timeout": timedelta(minutes=5),
 }
 _CREATE_ATTEMPTS = 5
+_OTHER_VERSION = {"412", "PreconditionFailed"}
 _BOTO = Config(
     retries={"mode": "standard", "total_max_attempts": 12}, connect_timeout=10, read_timeout=60, max_pool_connections=64
 )
@@ -180,7 +180,7 @@ class S3Store:
     def open(self, uri: str, etag: str | None = None) -> IO[bytes]:
         self.read(uri, 0, 1, etag)  # tells why an object can't be read; s3fs would later, in other words
         file = self._files.open(uri, "rb")
-        if etag is not None and file.details["ETag"].strip('"') != etag:
+        if etag and file.details["ETag"].strip('"') != etag:
             raise BlockingIOError(f"{uri}: changed since it was indexed")
         stream: IO[bytes] = io.BufferedReader(_OneVersion(file, uri), 1 << 20)
         return stream
@@ -260,7 +260,7 @@ class _OneVersion(io.RawIOBase):
         try:
             return int(self._file.readinto(buffer))
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.EBUSY):  # the precondition, as S3 or as s3fs words it
+            if _is_of_another_version(error):
                 raise BlockingIOError(f"{self._uri}: changed while it was read") from error
             raise
 
@@ -279,6 +279,13 @@ class _OneVersion(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def _is_of_another_version(error: OSError) -> bool:
+    """By S3's code below s3fs's error, whose number says the same of much else; of AWS's words s3fs makes a type."""
+    cause = error.__cause__
+    code = cause.response["Error"].get("Code") if isinstance(cause, ClientError) else None
+    return code in _OTHER_VERSION or type(error).__name__ == "FileExpired"
 
 
 def _region_of(client: Any, bucket: str) -> str | None:
@@ -313,7 +320,7 @@ def _code_in(error: BaseException) -> str:
 def _by_code(code: str, uri: str, error: BaseException) -> Exception:
     bucket, _ = _split(uri)
     if code == "NoSuchBucket":
-        return ConfigError(f"There is no bucket {bucket!r} at this endpoint; create it, or correct {uri}.")
+        return StorageRefused(f"There is no bucket {bucket!r} at this endpoint; create it, or correct {uri}.")
     if code in {"404", "NoSuchKey", "NotFound", "ParamValidationError"}:  # the last: of no name that S3 can have
         return FileNotFoundError(f"{uri}: no such object")
     if code in {"403", "AccessDenied", "Forbidden", "AllAccessDisabled"}:
@@ -323,8 +330,10 @@ def _by_code(code: str, uri: str, error: BaseException) -> Exception:
         return PermissionError(f"{uri}: can't be read as it is ({code})")
     if code in {"416", "InvalidRange"}:
         return EOFError(f"{uri}: shorter than that")
-    if code in {"412", "PreconditionFailed"}:
+    if code in _OTHER_VERSION:
         return BlockingIOError(f"{uri}: changed since it was indexed")
     if code in {"NoCredentialsError", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}:
-        return ConfigError(f"S3 does not accept our credentials for {bucket!r} ({code}); check AWS variables or role.")
+        return StorageRefused(
+            f"S3 does not accept our credentials for {bucket!r} ({code}); check AWS variables or role."
+        )
     return StorageError(f"{uri}: {_first_line(error)}")

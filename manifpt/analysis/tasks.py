@@ -5,6 +5,7 @@ Legend: B images, S labels, D dimensions, F features, H W pixels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from manifpt.spaces.pixels import log_spectrum
 
 __all__ = ["STAGES", "Work", "measure", "opened"]
 
+_HELD_BYTES = 2 << 30  # of float32 artifacts
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -112,15 +114,17 @@ def _overlap(sample: Sample, work: Work, _: Attributor | None) -> tuple[dict[str
         numbers["reals"] = len(sample.real_nd)
         numbers["overlap"] = {}
     means, spectra = [], []
-    for label, rows in of_label.items():  # one in memory: at 256 px a label's artifacts are a gigabyte
-        of_one = sample.of_rows(sample.row_b[rows])
+    # Shards are read once a label where not all fit: at 256 px a label's artifacts are a gigabyte.
+    fit = 4 * len(sample.row_b) * math.prod(sample.shape) <= _HELD_BYTES
+    for label, rows in of_label.items():
+        of_one, one = (sample, rows) if fit else (sample.of_rows(sample.row_b[rows]), np.arange(len(rows)))
         if known:
-            is_new = is_new_b[rows]
-            distance_m = of_one.distance_b[is_new] if is_nearest else None
-            numbers["overlap"][label] = overlap(reals, of_one.embedding_bd[is_new], distance_m)
+            new = one[is_new_b[rows]]
+            distance_m = of_one.distance_b[new] if is_nearest else None
+            numbers["overlap"][label] = overlap(reals, of_one.embedding_bd[new], distance_m)
         if len(sample.shape) == 3:
-            means.append(of_one.artifact_bd.mean(axis=0).reshape(sample.shape))
-            spectra += [_mean_spectrum(sample, of_one.embedding_bd)] if known else []
+            means.append(of_one.artifact_bd[one].mean(axis=0).reshape(sample.shape))
+            spectra += [_mean_spectrum(sample, of_one.embedding_bd[one])] if known else []
     if means:
         arrays["mean_artifact_schw"] = np.stack(means)
     if spectra:
@@ -158,12 +162,15 @@ def _structure(sample: Sample, work: Work, trained: Attributor | None) -> tuple[
 
 
 def _separability(sample: Sample, seed: int) -> dict[str, Any] | None:
-    """Of one image of each group."""
+    """Of one image of each group, and without labels that have no two images that were made apart."""
     row_b = sample.first_of_groups()
-    artifact_bd, label_b = sample.artifact_bd[row_b], sample.label_b[row_b]
-    if len(sample.labels) < 2 or np.bincount(label_b, minlength=len(sample.labels)).min() < 2:
+    count_s = np.bincount(sample.label_b[row_b], minlength=len(sample.labels))
+    row_b = row_b[count_s[sample.label_b[row_b]] > 1]
+    if np.count_nonzero(count_s > 1) < 2:
         return None
-    return separability(artifact_bd, label_b, seed) | {"images": len(row_b)}
+    left_out = [label for label, count in zip(sample.labels, count_s, strict=True) if count < 2]
+    found = separability(sample.artifact_bd[row_b], sample.label_b[row_b], seed)
+    return found | {"images": len(row_b), "left_out": left_out}
 
 
 def _maps(sample: Sample, work: Work, trained: Attributor | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -68,7 +68,7 @@ def train_denoiser(config: DenoiserConfig) -> dict[str, Any]:
         )
     if config.images < _BATCH:
         raise ConfigError(f"--images must be at least {_BATCH}, not {config.images}.")
-    reals = len(Codes(bundle, spec.code_key).array)  # of this space, which may have rejected some
+    reals = sum(part["rows"] for part in bundle.parts[spec.code_key])  # of this space, which may have rejected some
     if reals < _LEAST_REALS:
         raise ConfigError(f"A denoiser needs {_LEAST_REALS} real images or more, and {bundle.uri} has {reals}.")
     facts = {

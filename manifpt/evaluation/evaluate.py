@@ -20,7 +20,7 @@ from manifpt.evaluation.audit import audit_codecs, separable_sources
 from manifpt.evaluation.baseline_task import fit_baseline
 from manifpt.evaluation.bundles import row_of_bundle
 from manifpt.evaluation.images import ByRun, examples_by_seed, examples_of_another_set
-from manifpt.evaluation.methods import Candidate, candidates_of, key_digest
+from manifpt.evaluation.methods import LOSS, Candidate, candidates_of, key_digest
 from manifpt.evaluation.results import comparisons, fusions, of_baseline, of_candidate, per_source
 from manifpt.evaluation.running import run_works
 from manifpt.evaluation.tables import table_json, table_markdown
@@ -162,7 +162,14 @@ def _baseline_work(
     of_run = examples[candidate.run, candidate.space.name]
     test = of_run if candidate.test_run is None else tests[candidate.test_run, candidate.space.name]
     assert view is not None
-    key = {"baseline": name, "view": view.key, "examples": of_run.digest, "test": test.digest, "seed": seed}
+    key = {
+        "baseline": name,
+        "loss": LOSS,
+        "view": view.key,
+        "examples": of_run.digest,
+        "test": test.digest,
+        "seed": seed,
+    }
     folder = join(output, "methods", f"{name}-{key_digest(key)}")
     return Work(folder=folder, key=key, name=name, examples=of_run, test_examples=test, view=view, seed=seed)
 

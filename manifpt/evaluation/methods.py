@@ -14,8 +14,9 @@ from manifpt.estimates import Estimate
 from manifpt.reader import read_plain_plan
 from manifpt.spaces import SpaceSpec
 
-__all__ = ["Candidate", "candidates_of", "key_digest"]
+__all__ = ["LOSS", "Candidate", "candidates_of", "key_digest"]
 
+LOSS = "mean over images"  # what is fitted by another one is fitted again
 _NETWORKS = {"rgb": ("small",), "frequency": ("head",)}
 _CONTROLS = ("none", "random", "blur")
 _NO_REALS = ("none", "blur")
@@ -72,6 +73,7 @@ class Candidate:
             "reference": self.reference_digest,
             "network": self.network,
             "recipe": recipe | {"milestones": list(self.recipe.milestones)},
+            "loss": LOSS,
         }
 
 

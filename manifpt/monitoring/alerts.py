@@ -55,12 +55,14 @@ class Rule:
         severity: one of `SEVERITIES`.
         at_least: of a test: its statistic too must be at least this. Of many images, a test finds changes that are too
             small to matter.
+        is_of_first: it holds only of a window before which there was none.
     """
 
     name: str
     when: str
     severity: str
     at_least: float | None = None
+    is_of_first: bool = False
 
 
 # Shares change with what people upload, so by default only a large change says anything.
@@ -71,7 +73,7 @@ DEFAULT_RULES = (
     Rule("features-drift", "features", "warning"),
     Rule("inconclusive-rose", "inconclusive", "warning"),
     Rule("rejected-rose", "rejected", "warning"),
-    Rule("many-rejected", "rejected_share > 0.2", "warning"),  # a first window has none to rise from
+    Rule("many-rejected", "rejected_share > 0.2", "warning", is_of_first=True),  # which has none to rise from
     Rule("sources-shifted", "shares", "info", at_least=0.1),
 )
 
@@ -120,7 +122,7 @@ def rules_of(section: Any) -> tuple[Rule, ...]:
 
 def alerts_of(
     rules: Sequence[Rule], findings: Sequence[Finding], counts: Counts, newcomers: Sequence[Newcomer], *, time: str,
-    window: str,
+    window: str, is_first: bool = False,
 ) -> list[Alert]:  # fmt: skip
     """What holds for a window, in the order of the rules, at most one alert a rule.
 
@@ -134,11 +136,12 @@ def alerts_of(
         newcomers: the window's.
         time: of the alert.
         window: its name.
+        is_first: whether there was none before.
     """
     fired = {finding.name: finding for finding in findings if finding.fired}
     found = []
     for rule in rules:
-        held = _held(rule, fired, counts, newcomers)
+        held = None if rule.is_of_first and not is_first else _held(rule, fired, counts, newcomers)
         if held:
             found.append(Alert(time, window, rule.name, rule.severity, *held))
     return found

@@ -264,8 +264,8 @@ def _shares(before: Mapping[str, int], now: Mapping[str, int], permutations: int
     before_s, now_s = (np.array([counts.get(name, 0) for name in names], np.int64) for counts in (before, now))
     if len(names) < 2 or not before_s.any() or not now_s.any():
         return None
-    if (many := int(before_s.sum() + now_s.sum()) // _MOST_COUNTED) > 0:  # of so many, every few say the same
-        before_s, now_s = before_s // (many + 1), now_s // (many + 1)
+    for count_s in (now_s, before_s):  # of so many, every few say the same
+        count_s //= 1 + int(count_s.sum()) // (_MOST_COUNTED // 2)
     total_s = before_s + now_s
     rng = np.random.default_rng([seed, 1])
     drawn_ds = rng.multivariate_hypergeometric(total_s, int(now_s.sum()), size=permutations, method="marginals")

@@ -240,19 +240,24 @@ def _publish(
 
         write_scan_report(settings, results)
         merge_inventory(output)
+    waiting = {
+        number: read_result(output, number) for number in _state(output).get("undelivered", [])[-_SHOWN_WINDOWS:]
+    }
     if settings.webhook is not None:
-        waiting = [*_undelivered(output), *fresh]
-        state["undelivered"] = [
-            result["window"] for result in waiting if not settings.webhook.deliver(alerts_in(result))
-        ]
+        waiting |= {result["window"]: result for result in fresh if result["alerts"]}
+    _write_state(output, state | {"undelivered": sorted(waiting)})
+    if settings.webhook is None or not waiting:
+        return
+    for number in sorted(waiting, reverse=True):  # an endpoint that refuses something old still hears of now
+        alerting = waiting[number]
+        if alerting is not None and not settings.webhook.deliver(alerts_in(alerting)):
+            break  # nor is the next one likely to be taken
+        del waiting[number]
+    _write_state(output, state | {"undelivered": sorted(waiting)})
+
+
+def _write_state(output: str, state: Mapping[str, Any]) -> None:
     store_of(output).write(join(output, "scan.json"), (json.dumps(state, indent=2) + "\n").encode())
-
-
-def _undelivered(output: str) -> list[dict[str, Any]]:
-    """Results whose alerts a webhook did not take, the last ones."""
-    numbers = _state(output).get("undelivered", [])[-_SHOWN_WINDOWS:]
-    found = [read_result(output, number) for number in numbers]
-    return [result for result in found if result is not None]
 
 
 def _add_alerts(output: str, alerts: Sequence[Alert]) -> None:

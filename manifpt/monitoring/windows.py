@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifpt.documents import Kinds, object_of, stored_object
-from manifpt.errors import ConfigError, ObjectUnreadable, RejectReason
+from manifpt.errors import ConfigError, ObjectUnreadable, RejectReason, StorageRefused
 from manifpt.indexing import BATCH_ROWS, IndexOptions, batch_of, images_in
 from manifpt.manifest import Manifest, write_manifest
 from manifpt.monitoring.inventory import changes, known, listing, write_inventory
@@ -230,6 +230,8 @@ def _image_batches(
                         held.clear()
             except ObjectUnreadable as error:
                 problems[entry.uri] = str(error), error.reason
+            except StorageRefused:
+                raise
             except ConfigError as error:  # a damaged tar or Parquet file must not end every scan from now on
                 problems[entry.uri] = str(error), RejectReason.CORRUPT
         parts = {"new": new, "changed": step.changed, "gone": step.gone}

@@ -99,7 +99,7 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
     if found.size_px > _SOFT_PX:
         event("left_out", source="soft", why=f"at {found.size_px} px the covariance of all pixels is too large")
         wanted = [run for run in wanted if run.flags.get("estimate") != "soft"]
-    others = [_other(found, folder, wanted) for folder in config.across]
+    others = [_other(found, folder, wanted, config.equalize_codec) for folder in config.across]
     manifests = _manifests(found, images, output)
     own = config.own_spaces
     spaces = [*dict.fromkeys([*found.spaces, "ycbcr", "frequency_ycbcr", *own])]
@@ -144,9 +144,13 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
         paper_column=found.paper_column,
     )  # fmt: skip
     result = evaluate_attributor(evaluation)
+    queries = Manifest(manifests["queries"])
+    here = set(queries.read(0, queries.rows)["source"].to_pylist())
     for other in others:
         labels = join(output, f"labels-of-{other.cross.recipe}.yaml")
-        store_of(labels).write(labels, yaml.safe_dump(other.labels).encode())
+        store_of(labels).write(
+            labels, yaml.safe_dump({n: label if label in here else None for n, label in other.labels.items()}).encode()
+        )
         names = [run.name for phases in (False, True) for run in wanted if run.phases == phases]
         across = replace(
             evaluation, test_artifacts=tuple(join(other.folder, "runs", name) for name in names), test_labels=labels,
@@ -184,7 +188,7 @@ class _Other:
     labels: Mapping[str, str | None]
 
 
-def _other(found: Recipe, folder: str, wanted: Sequence[_Run]) -> _Other:
+def _other(found: Recipe, folder: str, wanted: Sequence[_Run], equalized: bool) -> _Other:
     """Raises:
     ConfigError: no output of this command, or of a recipe or a size that this one can't be tested on.
     """
@@ -202,7 +206,9 @@ def _other(found: Recipe, folder: str, wanted: Sequence[_Run]) -> _Other:
             f"--across {folder} is of {size_px} px, {found.name} of {found.size_px} px: make both with one --size-px."
         )
     for run in wanted:  # what isn't there costs no hours
-        read_plan(join(folder, "runs", run.name))
+        codecs = {spec.codec for spec in read_plan(join(folder, "runs", run.name)).spaces}
+        if equalized != ("jpeg" in codecs):
+            raise ConfigError(f"--across {folder} was made {'without' if equalized else 'with'} --equalize-codec.")
     here = {theirs: ours for ours, theirs in crosses[name].labels.items()}
     used = [source for source in facts["recipe"].get("sources", ()) if source.get("exclude") is None]
     theirs = {source.get("label") or source["name"] for source in used} | {REAL}

@@ -183,8 +183,11 @@ def _structure_parts(space: str, found: Mapping[str, Any], labels: list[str]) ->
             ("silhouette (-1 to 1)", apart["silhouette"], 0.0),
             ("FD ratio (1: alike; grows with the number of images)", apart["fd_ratio"], 1.0),
         )  # fmt: skip
+        alone = apart.get("left_out") or []
         note = (
-            f"Nothing was trained. Of {least:,} images a label or more, as many as all pairs could be looked at of.",
+            f"Nothing was trained. Of {least:,} images a label or more, as many as all pairs could be looked at of; of "
+            f"those that were made together one, {apart['images']:,} in all."
+            + (f" Without labels that are one group: {', '.join(alone)}." if alone else ""),
         )
         parts.append(Table(f"{space}: separability of fingerprints", ("measure", "value", "by chance"), rows, note))
     if len(labels) > 1:

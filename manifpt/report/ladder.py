@@ -62,7 +62,7 @@ def draw_ladder(document: Mapping[str, Any]) -> bytes:
     """Accuracy and unknown rate along the ladder, as PNG: a line an attributor, broken between kinds of alteration.
 
     Attributors of one space and estimate share a colour; those that altered copies were trained on are dashed. Each has
-    a marker of its own.
+    a marker of its own, while there are some.
     """
     attributors, steps = document["attributors"], document["steps"]
     kinds = list(dict.fromkeys((of_one["space"], of_one["estimate"]["name"]) for of_one in attributors))

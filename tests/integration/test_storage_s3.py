@@ -9,6 +9,8 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ClientError
+from s3fs.errors import translate_boto_error
 
 from manifpt.errors import BadImage, ConfigError, RejectReason, StorageError
 from manifpt.fetch import fetch
@@ -71,6 +73,24 @@ def test_a_reader_is_of_one_version(store: S3Store) -> None:
         store.open(uri, listed.etag)
     with store.open(uri) as stream:
         assert stream.read(3) == b"bbb"
+
+
+@pytest.mark.parametrize("code", ["SlowDown", "503", "ServiceUnavailable", "InvalidToken", "InternalError"])
+def test_a_storage_that_is_throttled_has_changed_nothing(
+    store: S3Store, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To s3fs they have the number of an object that was replaced; its images were rejected for good."""
+    uri = f"{ROOT}/throttled"
+    store.write(uri, b"a" * 10)
+    said = ClientError({"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {}}, "GetObject")
+
+    def refuse(*_: object, **__: object) -> bytes:
+        raise translate_boto_error(said)
+
+    monkeypatch.setattr("s3fs.core.S3File._fetch_range", refuse)
+    with store.open(uri) as stream, pytest.raises(OSError, match="no") as caught:
+        stream.read()
+    assert not isinstance(caught.value, BlockingIOError)
 
 
 def test_a_row_of_a_parquet_file_that_was_replaced_is_none_of_the_new_one(

@@ -149,6 +149,11 @@ def test_images_that_were_made_together_are_no_others(tmp_path: Path) -> None:
     assert separability(sample.artifact_bd, sample.label_b, 0)["leave_one_out_accuracy"] == 1
     apart = _separability(sample, 0)
     assert apart is not None and apart["images"] == 40 and (apart["leave_one_out_accuracy"] or 1) < 0.8
+    latents[:120] = ["one"] * 120
+    rows = rows_of({"gan": 120, "vae": 120, "real": 30}, latent_group=[*latents, *[""] * 30])
+    sample = open_sample(str(make_run(tmp_path / "one", rows)), "rgb", Choice(labels={}, is_test=True))
+    apart = _separability(sample, 0)
+    assert apart is not None and apart["left_out"] == ["gan"] and apart["images"] == 20 + 30
 
 
 def test_names_that_are_cut_stay_apart() -> None:

@@ -178,6 +178,8 @@ def test_counts_beyond_a_billion_are_compared_too() -> None:
     many = Counts({"gan0": 10**9, "gan1": 2 * 10**9})
     found = named(drift(sample(rng, 50), sample(rng, 50), many, Counts({"gan0": 2 * 10**9, "gan1": 10**9}), 0.05, 0))
     assert found["shares"].fired
+    few = named(drift(sample(rng, 50), sample(rng, 50), many, Counts({"gan2": 30}), 0.05, 0))["shares"]
+    assert few.fired and few.detail.startswith("30 attributed images"), "a small window is not made smaller"
 
 
 @pytest.mark.parametrize("images", [10, 100_000])

@@ -547,7 +547,7 @@ def test_another_recipes_output_is_tested_on_by_the_labels_that_both_have(tmp_pa
         folder.mkdir(exist_ok=True)
         facts = {"recipe": reproduce._deciding(asdict(replace(recipe(name), **changes))), "images": "images"}
         (folder / "recipe.json").write_text(json.dumps(facts))
-        return reproduce._other(recipe("paper_gm_chq"), str(folder), wanted)
+        return reproduce._other(recipe("paper_gm_chq"), str(folder), wanted, False)
 
     found = other("paper_gm_ffhq")
     assert found.labels["real"] == "real" and found.labels["stylegan3"] == "stylegan3"
@@ -562,7 +562,7 @@ def test_another_recipes_output_is_tested_on_by_the_labels_that_both_have(tmp_pa
     with pytest.raises(ConfigError, match="There is no run at .*paper_gm_ffhq/runs/nearest"):
         other("paper_gm_ffhq", wanted=[run])
     with pytest.raises(ConfigError, match="no output of reproduce_tables"):
-        reproduce._other(recipe("paper_gm_chq"), str(tmp_path), ())
+        reproduce._other(recipe("paper_gm_chq"), str(tmp_path), (), False)
 
 
 def test_a_recipe_of_another_size() -> None:

@@ -421,6 +421,17 @@ def test_alerts_that_a_webhook_did_not_take_are_sent_again(
     assert sent == [["00001"], ["00001"]] and json.loads((output / "scan.json").read_text())["undelivered"] == []
     scan(config)
     assert len(sent) == 2
+    is_there[0] = False
+    for start in (100, 200):
+        write_files(new_files(1, start=start), bucket)
+        scan(config)
+    assert sent[2:] == [["00002"], ["00003"]], "one is tried, the newest: the others would wait as long"
+    write_files(new_files(1, start=300), bucket)
+    scan(replace(config, alerts={"rules": [always]}))
+    assert json.loads((output / "scan.json").read_text())["undelivered"] == [2, 3], "also without a webhook for once"
+    is_there[0] = True
+    scan(config)
+    assert sent[4:] == [["00003"], ["00002"]]
 
 
 def test_a_reference_image_in_the_bucket_is_not_projected_onto_itself(made: Path, bucket: Path, tmp_path: Path) -> None:
