@@ -101,17 +101,13 @@ def _as_bad(error: Exception) -> BadImage:
 
 
 def _is_changed(row: dict[str, Any]) -> bool:
-    """Whether a container is another object (on a file system: of another length) than the one that was indexed. Its
-    rows or members may have moved then, and would be read as other images than those of their ids."""
-    etag, uri = row.get("etag"), row["uri"]
-    if etag is None:
-        return False
-    entry = store_of(uri).stat(uri)
-    if entry is None:
+    """Whether a file that holds images is of another length than the one that was indexed (its time stamp changes with
+    every copy). Its rows or members may have moved then, and would be read as other images than those of their ids."""
+    etag = row.get("etag")
+    entry = store_of(row["uri"]).stat(row["uri"]) if etag is not None else None
+    if etag is None or entry is None:
         return False  # reading tells better
-    if is_local(uri):  # the time stamp in it changes with every copy
-        return entry.etag.rpartition("-")[2] != etag.rpartition("-")[2]
-    return entry.etag != etag
+    return entry.etag.rpartition("-")[2] != etag.rpartition("-")[2]
 
 
 def _is_replaced(row: dict[str, Any]) -> bool:
