@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from manifpt.recipes.tables import paper_accuracies
+from manifpt.report.text import cell
 
 __all__ = ["Comparison", "Row", "table_json", "table_markdown"]
 
@@ -183,7 +184,7 @@ def _audited(audit: Mapping[str, Any], name: str) -> list[str]:
         f"{100 * audit['chance']:.1f} %)."
     )
     if separable:
-        told = "; ".join(f"{source} ({audit['why'][source]})" for source in separable)
+        told = "; ".join(f"{cell(source)} ({audit['why'][source]})" for source in separable)
         lines.append(f"**Told apart by their files: {told}.** What a row says of these may be a codec, no fingerprint.")
     else:
         lines.append("No source is told apart by its files.")
