@@ -102,7 +102,7 @@ def log_spectrum(pixels_bchw: np.ndarray) -> np.ndarray:
 
     log(|F| + 1e-12), F the 2-D DFT without normalisation, over all frequencies, as in the paper's released code.
     Computed in float64: a bin that is zero in exact arithmetic holds rounding noise, whose logarithm is a number of
-    order -30 that depends on it, and float32 noise would be 20 units larger (as it is in a residual, which is rounded to
+    order -30 that depends on it, and float32 noise would be 20 units larger (as of a residual, which is rounded to
     float32 before).
 
     Args:
