@@ -149,7 +149,7 @@ def _check_header(image: Image.Image, data: bytes) -> None:
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _BITS, _PHOTOMETRIC, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 258, 262, 274, 322, 323, 339
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
-_ZEROS = 16
+_ZEROS = 16  # at the end, from which on a file may be one that was not written
 # How an array [H, W, 3] is turned upright, by the value of EXIF's tag.
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda a: a[:, ::-1],
@@ -183,9 +183,8 @@ def _is_unwritten(data: bytes, kind: str | None) -> bool:
     if kind not in ("JPEG", "MPO") or not data.endswith(bytes(_ZEROS)):
         return False
     place = 2
-    while (
-        data[place : place + 1] == b"\xff" and data[place : place + 2] != _START_OF_SCAN
-    ):  # segments, thumbnails in them
+    # Over the segments before the scan: they hold thumbnails, with ends of their own.
+    while data[place : place + 1] == b"\xff" and data[place : place + 2] != _START_OF_SCAN:
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return data.find(_END_OF_IMAGE, place) < 0
 

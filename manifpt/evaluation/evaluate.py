@@ -162,14 +162,8 @@ def _baseline_work(
     of_run = examples[candidate.run, candidate.space.name]
     test = of_run if candidate.test_run is None else tests[candidate.test_run, candidate.space.name]
     assert view is not None
-    key = {
-        "baseline": name,
-        "loss": LOSS,
-        "view": view.key,
-        "examples": of_run.digest,
-        "test": test.digest,
-        "seed": seed,
-    }
+    key = {"baseline": name, "loss": LOSS, "view": view.key, "examples": of_run.digest, "test": test.digest,
+           "seed": seed}  # fmt: skip
     folder = join(output, "methods", f"{name}-{key_digest(key)}")
     return Work(folder=folder, key=key, name=name, examples=of_run, test_examples=test, view=view, seed=seed)
 

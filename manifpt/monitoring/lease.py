@@ -91,9 +91,7 @@ def _beat(lease: Lease, me: dict[str, Any], beat_s: float, over: threading.Event
         count += 1
         try:
             store_of(lease.output).write(_uri(lease), _document(me, count, False))
-        except (
-            Exception
-        ) as error:  # storage that is away, or credentials that ran out, for a moment: the next beat tries
+        except Exception as error:  # storage is away, or credentials ran out: the next beat tries again
             event("lease_beat_failed", why=error)
 
 

@@ -44,7 +44,7 @@ from manifpt.telemetry import Telemetry
 __all__ = ["scan"]
 
 _SHOWN_WINDOWS = 50  # that a report shows, and quiet ones that drift compares with
-_CLOCKS_DIFFER_S = 86_400.0
+_CLOCKS_DIFFER_S = 86_400.0  # at most, for a while; what lies farther ahead was a mistake
 _MOST_LOOKED_AT = 500  # windows back from now, for those
 
 

@@ -84,11 +84,8 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
     Raises:
         ConfigError: no such recipe, or images that aren't where it says.
     """
-    found, images, output = (
-        _sized(recipe(config.recipe), config.size_px),
-        normalize(config.images),
-        normalize(config.output),
-    )
+    found = _sized(recipe(config.recipe), config.size_px)
+    images, output = normalize(config.images), normalize(config.output)
     if not is_local(output):
         raise ConfigError("reproduce_tables keeps manifests and label maps on this machine: choose a local --output.")
     os.makedirs(output, exist_ok=True)
@@ -144,13 +141,11 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
         paper_column=found.paper_column,
     )  # fmt: skip
     result = evaluate_attributor(evaluation)
-    queries = Manifest(manifests["queries"])
-    here = set(queries.read(0, queries.rows)["source"].to_pylist())
+    here = set(pq.read_table(manifests["queries"], columns=["source"])["source"].to_pylist()) if others else set()
     for other in others:
         labels = join(output, f"labels-of-{other.cross.recipe}.yaml")
-        store_of(labels).write(
-            labels, yaml.safe_dump({n: label if label in here else None for n, label in other.labels.items()}).encode()
-        )
+        known = {name: label if label in here else None for name, label in other.labels.items()}
+        store_of(labels).write(labels, yaml.safe_dump(known).encode())
         names = [run.name for phases in (False, True) for run in wanted if run.phases == phases]
         across = replace(
             evaluation, test_artifacts=tuple(join(other.folder, "runs", name) for name in names), test_labels=labels,
