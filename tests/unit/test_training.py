@@ -184,7 +184,7 @@ def one_epoch(artifacts: np.ndarray, label_b: list[int], weight_s: list[float]) 
     return trainer.train_epoch([batch], 1)[0]
 
 
-def test_a_source_weighs_in_a_batch_what_it_weighs_in_all_of_them() -> None:
+def test_a_source_has_its_whole_weight_alone_in_a_batch() -> None:
     """By the sum of a batch's own weights, a small source alone in one weighed as much as a large one: with 8 workers
     its share of the loss was a third of what was said."""
     artifacts = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
