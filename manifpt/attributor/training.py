@@ -24,6 +24,7 @@ from manifpt.streaming import shuffled
 __all__ = [
     "RECIPES",
     "Batch",
+    "Diverged",
     "Epoch",
     "Recipe",
     "Trainer",
@@ -108,6 +109,10 @@ class Epoch:
     seconds: float
 
 
+class Diverged(ConfigError):
+    """A loss that is no finite number."""
+
+
 NOT_FINITE = "Artifacts hold numbers that are not finite: compute them again."
 Reduce = Callable[[np.ndarray], np.ndarray]  # the sum over all workers
 
@@ -175,7 +180,7 @@ class Trainer:
         loss_sum, right_sum, images = self._reduce(sums.cpu().numpy())
         images = max(images, 1)
         if not math.isfinite(loss_sum):
-            raise ConfigError(
+            raise Diverged(
                 f"The loss is {loss_sum} in epoch {epoch}: look at the artifacts' norms, and try another --network or "
                 f"--seed."
             )

@@ -58,16 +58,20 @@ def of_candidate(candidate: Candidate, works: Sequence[Work]) -> Fitted:
         space=candidate.space.name,
         chosen=f"{candidate.network}; {candidate.estimate.label}",
         paper=_PAPER.get((candidate.space.name, candidate.estimate.name)) if is_paper else None,
+        notes=_notes(works),
     )
     return Fitted(row, tuple(work.folder for work in works))
 
 
 def of_baseline(name: str, works: Sequence[Work]) -> Fitted:
     """A baseline, at all seeds."""
-    notes = merged_notes({work.seed: (work.done("fit") or {}).get("notes", ()) for work in works})
     paper, method = _PAPER_BASELINES.get(name, name.capitalize()), _NAMES.get(name, name.capitalize())
-    row = _row(works, kind="baseline", method=method, space="pixels", chosen="", paper=paper, notes=notes)
+    row = _row(works, kind="baseline", method=method, space="pixels", chosen="", paper=paper, notes=_notes(works))
     return Fitted(row, tuple(work.folder for work in works))
+
+
+def _notes(works: Sequence[Work]) -> tuple[str, ...]:
+    return merged_notes({work.seed: (work.done("fit") or {}).get("notes", ()) for work in works})
 
 
 def merged_notes(notes_of_seed: Mapping[int, Sequence[str]]) -> tuple[str, ...]:

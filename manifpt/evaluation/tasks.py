@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from manifpt.attributor.splits import TEST, TRAIN, VALIDATION
 from manifpt.attributor.training import (
     NOT_FINITE,
     Batch,
+    Diverged,
     Recipe,
     Trainer,
     class_weights,
@@ -36,6 +37,7 @@ from manifpt.attributor.training import (
     rows_at_once,
 )
 from manifpt.errors import ConfigError
+from manifpt.learning import State
 from manifpt.metrics.frechet import fd_ratio_or_none
 from manifpt.reader import ArtifactReader
 from manifpt.resources import memory_bytes
@@ -130,16 +132,28 @@ def fit_attributor(work: Work) -> dict[str, Any]:
     examples, recipe = work.examples, work.recipe
     refuse_large(work)
     artifacts, label_n, _ = artifacts_of(examples, TRAIN)
-    torch.manual_seed(work.seed)
-    network = make_network(work.name, examples.shape, len(examples.labels))
-    blocks = (block.numpy() for block, _, _ in batches_of(artifacts, label_n, label_n))
-    network.standardize(*mean_and_std(blocks, examples.shape))
     size = min(recipe.batch_size, len(label_n))
+    blocks = (block.numpy() for block, _, _ in batches_of(artifacts, label_n, label_n))
+    moments = mean_and_std(blocks, examples.shape)
     weight_s = class_weights(label_n, len(examples.labels), recipe.balanced)
-    trainer = Trainer(network, recipe, weight_s, len(label_n) // size, work.device)
     validation = artifacts_of(examples, VALIDATION)
+
+    def trained(slower: float) -> tuple[AttributorNetwork, State]:
+        torch.manual_seed(work.seed)
+        network = make_network(work.name, examples.shape, len(examples.labels))
+        network.standardize(*moments)
+        at_rate = replace(recipe, learning_rate=slower * recipe.learning_rate)
+        trainer = Trainer(network, at_rate, weight_s, len(label_n) // size, work.device)
+        batches = from_arrays(artifacts, label_n, size, work.seed)
+        return network, fit(trainer, batches, lambda: batches_of(*validation))
+
     begin = time.perf_counter()
-    state = fit(trainer, from_arrays(artifacts, label_n, size, work.seed), lambda: batches_of(*validation))
+    notes = []
+    try:
+        network, state = trained(1.0)
+    except Diverged:  # one of many fits must not end an evaluation for good
+        network, state = trained(0.1)
+        notes.append("diverged; trained again at a tenth of the learning rate")
     seconds = time.perf_counter() - begin
     outputs = list(outputs_of(network, batches_of(*validation), work.device))
     write_outputs(work.outputs_uri("validation"), outputs)
@@ -151,6 +165,7 @@ def fit_attributor(work: Work) -> dict[str, Any]:
         "train_s": seconds,
         "images_per_s": float(np.median([epoch.images_per_s for epoch in state.history])),
         "parameters": sum(p.numel() for p in network.parameters()),
+        "notes": notes,
     })  # fmt: skip
 
 

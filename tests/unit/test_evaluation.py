@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 from scipy.special import log_softmax
 
 from manifpt import cluster, pipeline
@@ -22,7 +23,7 @@ from manifpt.attributor.examples import Examples, select_examples
 from manifpt.attributor.networks import NETWORKS, make_network
 from manifpt.attributor.outputs import read_outputs
 from manifpt.attributor.splits import TEST
-from manifpt.attributor.training import RECIPES, mean_and_std
+from manifpt.attributor.training import RECIPES, Diverged, Trainer, mean_and_std
 from manifpt.baselines import BASELINES, make_baseline
 from manifpt.baselines.network import LearnedBaseline
 from manifpt.config import EvaluateConfig
@@ -36,7 +37,7 @@ from manifpt.evaluation.bundles import row_of_bundle
 from manifpt.evaluation.evaluate import evaluate_attributor
 from manifpt.evaluation.fusion import fit_weights, fused
 from manifpt.evaluation.methods import candidates_of
-from manifpt.evaluation.results import merged_notes
+from manifpt.evaluation.results import merged_notes, of_candidate
 from manifpt.evaluation.running import run_works
 from manifpt.evaluation.tables import Comparison, Row, table_json, table_markdown
 from manifpt.evaluation.tasks import Work, batches_of, fit_attributor, outputs_uri
@@ -310,6 +311,35 @@ def test_a_number_that_is_none_is_told_on_every_side(tmp_path: Path, side: str) 
         fit_attributor(work)
     with pytest.raises(ConfigError, match="not finite: compute them again"):
         (read_test_images if side == "test" else fit_attributor)(work)
+
+
+def test_a_training_that_diverges_is_done_again_more_slowly_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same fit would diverge whenever the command is said again: an evaluation could never end."""
+    examples = select_examples(str(make_run(tmp_path / "run", rows_of(SOURCES))), "rgb", Choice(labels={}))
+    good = work_of(tmp_path, examples, folder=str(tmp_path / "good"))
+    assert fit_attributor(good)["notes"] == []
+    train_epoch, limit = Trainer.train_epoch, RECIPES["head"].learning_rate
+
+    def diverging(self: Trainer, batches: Any, epoch: int) -> Any:
+        found = train_epoch(self, batches, epoch)
+        if epoch == 2 and self.recipe.learning_rate > limit:
+            raise Diverged("The loss is nan in epoch 2")
+        return found
+
+    monkeypatch.setattr(Trainer, "train_epoch", diverging)
+    assert good.recipe is not None
+    fast = replace(good, folder=str(tmp_path / "fast"), recipe=replace(good.recipe, learning_rate=10 * limit))
+    fitted = fit_attributor(fast)
+    assert fitted["notes"] == ["diverged; trained again at a tenth of the learning rate"]
+    weights, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("fast", "good"))
+    assert all(np.array_equal(weights[name], expected[name]) for name in expected)
+    candidate = candidates_of([examples.run], [], ["rgb"], ["head"], None)[0]
+    read_test_images(fast)
+    assert of_candidate(candidate, [fast]).row.notes == tuple(fitted["notes"])
+    with pytest.raises(ConfigError, match="The loss is nan"):
+        fit_attributor(replace(fast, folder=str(tmp_path / "faster"), recipe=replace(good.recipe, learning_rate=1.0)))
 
 
 @settings(max_examples=30, deadline=None)
