@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from manifpt.report.text import plain
 
-__all__ = ["MARKERS", "color_of", "distinct", "grid", "literal", "png"]
+__all__ = ["MARKERS", "color_of", "distinct", "grid", "in_legend", "literal", "png"]
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # with a colour each: what can't tell colours apart has shapes
 
@@ -23,6 +23,12 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # with a colour each: what can't 
 def literal(text: str, most: int = 40) -> str:
     """Somebody else's text as matplotlib must draw it: plain, and without its mathematics."""
     return plain(text, most).replace("$", r"\$")
+
+
+def in_legend(text: str, most: int = 40) -> str:
+    """The same for a legend, which would leave out what begins with an underscore."""
+    drawn = literal(text, most)
+    return f"\u200b{drawn}" if drawn.startswith("_") else drawn
 
 
 def distinct(labels: Sequence[str], most: int = 24) -> list[str]:

@@ -13,7 +13,7 @@ from scipy.cluster import hierarchy
 
 from manifpt.manifest import REAL
 from manifpt.metrics.clusters import tree_of
-from manifpt.report.drawing import MARKERS, color_of, distinct, grid, literal, png, shown
+from manifpt.report.drawing import MARKERS, color_of, distinct, grid, in_legend, literal, png, shown
 from manifpt.report.preview import artifact_picture
 
 __all__ = ["draw_alignment", "draw_confusion", "draw_distances", "draw_map", "draw_means", "draw_norms"]
@@ -88,8 +88,7 @@ def draw_map(found: Mapping[str, Any], labels: Sequence[str]) -> bytes:
     figure, axes = grid(1, 1, 8.5, 5.6)
     axis = axes[0, 0]
     x_b, y_b, label_b = (np.array(found[name]) for name in ("x", "y", "label"))
-    # A legend leaves out what begins with an underscore.
-    names = [literal(f"\u200b{name}", 40) if name.startswith("_") else literal(name) for name in distinct(labels)]
+    names = [in_legend(name) for name in distinct(labels)]
     for number in np.unique(label_b):
         of_label = label_b == number
         axis.scatter(x_b[of_label], y_b[of_label], s=9, linewidths=0, alpha=0.8, color=color_of(number, len(labels)),

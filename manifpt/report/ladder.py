@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from manifpt.alterations import NONE
-from manifpt.report.drawing import MARKERS, color_of, distinct, grid, literal, png
+from manifpt.report.drawing import MARKERS, color_of, distinct, grid, in_legend, png
 from manifpt.report.text import cell, plain
 
 __all__ = ["draw_ladder", "ladder_markdown"]
@@ -77,7 +77,7 @@ def draw_ladder(document: Mapping[str, Any]) -> bytes:
             for places in _pieces(steps):
                 values = [of_one["results"][steps[place]][field] for place in places]
                 y = [float("nan") if value is None else 100 * value for value in values]
-                axis.plot(places, y, label=literal(name) if places[0] == 0 else None, **style)
+                axis.plot(places, y, label=in_legend(name) if places[0] == 0 else None, **style)
         axis.set_ylabel(title)
         axis.set_ylim(-2, 102)
         axis.grid(axis="y", color="#dddddd", linewidth=0.6)

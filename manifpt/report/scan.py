@@ -19,7 +19,7 @@ from manifpt.fetch import fetch
 from manifpt.monitoring.attributing import PARTS
 from manifpt.monitoring.settings import Settings
 from manifpt.monitoring.windows import open_window
-from manifpt.report.drawing import color_of, distinct, grid, literal, png
+from manifpt.report.drawing import color_of, distinct, grid, in_legend, png
 from manifpt.report.page import Figure, Section, Table, render_page
 from manifpt.report.text import plain
 from manifpt.storage import join, store_of
@@ -113,7 +113,7 @@ def _shares_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
     for place, (name, count_w, color) in enumerate(rows):
         share_w = np.array(count_w) / images_w
         hatch = "//" if name in ("unknown", "inconclusive", "rejected") else ("", "..", "xx")[place // 10 % 3]
-        axis.bar(place_w, share_w, 0.8, bottom_w, color=color, label=literal(f"\u200b{name}"), hatch=hatch,
+        axis.bar(place_w, share_w, 0.8, bottom_w, color=color, label=in_legend(name), hatch=hatch,
                  edgecolor="white", linewidth=0.3)  # fmt: skip
         bottom_w += share_w
     for place, result in enumerate(results):

@@ -6,11 +6,15 @@ import base64
 import hashlib
 import json
 import re
+import warnings
 from html.parser import HTMLParser
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manifpt.report import scan
 from manifpt.report.designs import same_divisions
 from manifpt.report.drawing import distinct, grid, literal, png
 from manifpt.report.page import Figure, Section, Table, render_page
@@ -85,6 +89,23 @@ def test_a_label_that_looks_like_mathematics_is_drawn_as_it_is() -> None:
     figure, axes = grid(1, 1, 1, 1)
     axes[0, 0].set_title(literal("$\\frac{$ \n"))
     assert png(figure).startswith(b"\x89PNG")
+
+
+def test_a_legend_shows_every_label_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a legend would leave out begins with a zero-width space, which must not be drawn as a question mark."""
+    legends: list[list[str]] = []
+
+    def drawn(figure: Any) -> bytes:
+        legends.append([text.get_text() for text in figure.axes[0].get_legend().get_texts()])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a glyph that the font lacks
+            return png(figure)
+
+    monkeypatch.setattr(scan, "png", drawn)
+    results = [{"window": 1, "attributed": {"_gan": 3, "real": 5, "$x": 1}, "images": 9, "unknown": 0,
+                "inconclusive": 0, "rejected": 0, "alerts": []}]  # fmt: skip
+    scan._shares_figure(results)
+    assert legends == [["real", "\u200b_gan", r"\$x", "unknown", "inconclusive", "rejected"]]
 
 
 def test_labels_that_look_alike_when_cut_stay_apart() -> None:
