@@ -144,7 +144,7 @@ def table_markdown(
     lines += ["", *_compared(comparisons)]
     for name, audit in audits.items():
         lines += _audited(audit, name)
-    lines += [f"- {row.method}: {note}" for row in rows for note in row.notes]
+    lines += [f"- {row.method} ({row.space}): {note}" for row in rows for note in row.notes]
     return "\n".join(lines) + "\n"
 
 

@@ -152,7 +152,7 @@ def test_the_table_for_people(paper_column: str | None, printed: str) -> None:
         assert row.endswith(f"| {printed} |")
         assert next(line for line in lines if "raw embedding" in line).endswith("| - |")
     assert "- a less b: **+5.0** (+1.0 to +9.0, -2.0 to +10.0)" in text and not comparison.is_clear
-    assert "**Told apart by their files: gan (format).**" in text and "- fusion: Read this." in text
+    assert "**Told apart by their files: gan (format).**" in text and "- fusion (several): Read this." in text
     assert "1,234 images of 2 sources, 2 seeds" in text
 
 
