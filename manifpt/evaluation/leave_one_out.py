@@ -18,6 +18,7 @@ from manifpt.errors import ConfigError
 from manifpt.evaluation.evaluate import check_codec
 from manifpt.evaluation.images import examples_by_seed
 from manifpt.evaluation.methods import Candidate, candidates_of, key_digest
+from manifpt.evaluation.results import merged_notes
 from manifpt.evaluation.running import run_works
 from manifpt.evaluation.tasks import Work
 from manifpt.evaluation.unseen import FALSE_ALARMS, hold_out, measure_unseen
@@ -113,4 +114,5 @@ def _row(candidate: Candidate, label: str, of_seeds: Sequence[dict[str, Any]]) -
         "chosen": [found["chosen"] for found in of_seeds],
         "closed_accuracy": statistics.fmean(found["closed_accuracy"] for found in of_seeds),
         "scores": {name: means(found) for name, found in by_score.items()},
+        "notes": merged_notes({seed: found.get("notes", ()) for seed, found in enumerate(of_seeds)}),
     }

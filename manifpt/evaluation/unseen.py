@@ -53,7 +53,7 @@ def measure_unseen(work: Work) -> dict[str, Any]:
     done = work.done("unseen")
     if done is not None:
         return done
-    fit_attributor(work)
+    fitted = fit_attributor(work)
     torch.set_num_threads(work.threads)
     network = trained_network(work)
 
@@ -86,4 +86,5 @@ def measure_unseen(work: Work) -> dict[str, Any]:
         "known_images": len(known.label_b),
         "unseen_images": len(unseen.label_b),
         "scores": found,
+        "notes": fitted.get("notes", []),
     })  # fmt: skip

@@ -48,8 +48,14 @@ def leave_one_out_markdown(document: Mapping[str, Any]) -> str:
         f"| left out | images | method | space | score | {names} |",
         f"| --- | --- | --- | --- | --- |{rule}",
         *_by_generator(document["rows"]),
+        "",
+        *(
+            f"- {row['method']} ({row['space']}) without {row['left_out']}: {note}"
+            for row in document["rows"]
+            for note in row.get("notes", ())
+        ),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
