@@ -235,9 +235,9 @@ def commit_codes(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
     return commit(output, shard | {"rejected": pa.concat_tables(rejected)}, parts, part_of=part_of)
 
 
-def not_finite(rows: pa.Table, space: str) -> pa.Table:
-    """Rejections of rows whose embedding is no finite number."""
-    bad = BadImage(RejectReason.NOT_FINITE, "the embedding holds numbers that are not finite")
+def not_finite(rows: pa.Table, space: str, what: str = "the embedding") -> pa.Table:
+    """Rejections of rows of which something is no finite number."""
+    bad = BadImage(RejectReason.NOT_FINITE, f"{what} holds numbers that are not finite")
     return rejected_table(rejection(row, space, bad) for row in rows.to_pylist())
 
 

@@ -134,15 +134,22 @@ class Attributor:
         Raises:
             ConfigError: artifacts of another shape, or with numbers that are not finite.
         """
-        logits_bs, features_bf = self._outputs(artifacts, device)
-        score_b = self.openset.scores(logits_bs, features_bf)
-        return Verdicts(
-            label=tuple(self.labels[n] for n in logits_bs.argmax(1)),
-            probability_bs=probabilities(logits_bs, self.openset.temperature).astype(np.float32),
-            unknown_score_b=score_b,
-            is_unknown_b=score_b > self.openset.threshold,
-            feature_bk=self.openset.coordinates(features_bf),
-        )
+        logits_bs, features_bf, is_finite_b = self._outputs(artifacts, device)
+        _all_finite(is_finite_b)
+        return self._verdicts(logits_bs, features_bf)
+
+    def verdicts_where_finite(self, artifacts: np.ndarray, device: str = "cpu") -> tuple[Verdicts, np.ndarray]:
+        """As `verdicts`, for a job that one odd image must not end.
+
+        Returns:
+            verdicts: of the artifacts of which the network makes finite numbers.
+            is_finite_b: bool [B], which those are.
+
+        Raises:
+            ConfigError: as of `verdicts`.
+        """
+        logits_bs, features_bf, is_finite_b = self._outputs(artifacts, device)
+        return self._verdicts(logits_bs[is_finite_b], features_bf[is_finite_b]), is_finite_b
 
     def predict(self, artifacts: np.ndarray, device: str = "cpu") -> Attribution:
         """Names the sources of artifacts, float [B, *shape], as if they were all known.
@@ -159,15 +166,27 @@ class Attributor:
         Raises:
             ConfigError: as of `verdicts`.
         """
-        return self._outputs(artifacts, device)[1]
+        _, features_bf, is_finite_b = self._outputs(artifacts, device)
+        _all_finite(is_finite_b)
+        return features_bf
 
     def fits(self, space: Mapping[str, Any], estimate: Mapping[str, Any], reference_digest: str) -> bool:
         """Whether it was trained on such artifacts: of this space and estimate, onto this reference."""
         of_config = (self.config["space"], self.config["estimate"], self.config["reference_digest"])
         return of_config == (space, estimate, reference_digest)
 
-    def _outputs(self, artifacts: np.ndarray, device: str) -> tuple[np.ndarray, np.ndarray]:
-        """Logits float32 [B, S] and features float32 [B, F]."""
+    def _verdicts(self, logits_bs: np.ndarray, features_bf: np.ndarray) -> Verdicts:
+        score_b = self.openset.scores(logits_bs, features_bf)
+        return Verdicts(
+            label=tuple(self.labels[n] for n in logits_bs.argmax(1)),
+            probability_bs=probabilities(logits_bs, self.openset.temperature).astype(np.float32),
+            unknown_score_b=score_b,
+            is_unknown_b=score_b > self.openset.threshold,
+            feature_bk=self.openset.coordinates(features_bf),
+        )
+
+    def _outputs(self, artifacts: np.ndarray, device: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Logits float32 [B, S], features float32 [B, F], and whether all of them are finite, bool [B]."""
         artifacts = np.asarray(artifacts)
         if artifacts.shape[1:] != self.shape:
             raise ConfigError(
@@ -180,9 +199,7 @@ class Attributor:
         logits_bs, features_bf = np.empty((0, len(self.labels)), np.float32), self.openset.statistics.mean_sf[:0]
         logits_bs = np.concatenate([logits_bs, *(each.logits_bs for each in found)])
         features_bf = np.concatenate([features_bf.astype(np.float32), *(each.features_bf for each in found)])
-        if not (np.isfinite(logits_bs).all() and np.isfinite(features_bf).all()):
-            raise ConfigError("The attributor's numbers are not finite on these artifacts; train it again.")
-        return logits_bs, features_bf
+        return logits_bs, features_bf, np.isfinite(logits_bs).all(axis=1) & np.isfinite(features_bf).all(axis=1)
 
     def label_numbers(self, sources: Sequence[str]) -> np.ndarray:
         """int64 [B]: the numbers of labels.
@@ -198,6 +215,11 @@ class Attributor:
                 f"it knows {', '.join(self.labels)}. Map them with --labels, or train it with them."
             )
         return np.array([known[source] for source in sources], np.int64)
+
+
+def _all_finite(is_finite_b: np.ndarray) -> None:
+    if not is_finite_b.all():
+        raise ConfigError("The attributor's numbers are not finite on these artifacts; train it again.")
 
 
 def _bytes(uri: str, name: str) -> bytes:

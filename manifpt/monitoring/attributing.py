@@ -30,7 +30,7 @@ from manifpt.attributor.bundle import Attributor, Verdicts
 from manifpt.errors import ConfigError
 from manifpt.plan import Plan
 from manifpt.projecting import Projecting
-from manifpt.stages import Shard, commit
+from manifpt.stages import Shard, commit, not_finite
 
 __all__ = ["ATTRIBUTED", "INCONCLUSIVE", "PARTS", "UNKNOWN", "Attributing", "commit_attributions", "judged"]
 
@@ -63,12 +63,16 @@ class Attributing:
         (spec,) = self._plan.spaces
         rows, artifact_nd = shard[f"rows:{spec.name}"], shard[f"artifact:{spec.name}"]
         shape = tuple(int(n) for n in shard[f"shape:{spec.name}"])
-        verdicts = self._attributor.verdicts(artifact_nd.reshape(-1, *shape), self._device)
+        artifact_nd = artifact_nd.reshape(-1, *shape)
+        verdicts, is_told_n = self._attributor.verdicts_where_finite(artifact_nd, self._device)
+        is_first_n = rows["variant"].to_numpy() == 0
+        untold, rows = rows.filter(pa.array(~is_told_n & is_first_n)), rows.filter(pa.array(is_told_n))
         table = judged(rows, verdicts, 1 + len(self._plan.variants))
         out = {key: value for key, value in shard.items() if not key.startswith(("rows:", "artifact:", "shape:"))}
+        rejected = pa.concat_tables([shard["rejected"], not_finite(untold, spec.name, "the attributor's output")])
         # An alteration that can't be used leaves its image without a vote, and is not an image of its own.
-        listed = pc.is_in(shard["rejected"]["image_id"], value_set=table["image_id"].combine_chunks())
-        out["rejected"] = shard["rejected"].filter(pc.invert(listed))
+        listed = pc.is_in(rejected["image_id"], value_set=table["image_id"].combine_chunks())
+        out["rejected"] = rejected.filter(pc.invert(listed))
         return out | {"verdicts": table, "seconds:attribute": np.array(time.perf_counter() - begin)}
 
 

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifpt import pipeline, storage
+from manifpt.attributor import bundle
+from manifpt.attributor.outputs import Outputs
 from manifpt.config import ScanConfig, parse
 from manifpt.errors import ConfigError
 from manifpt.monitoring import lease
@@ -78,6 +80,32 @@ def test_a_scan_says_something_of_every_new_image_once(made: Path, bucket: Path,
     rejected = pq.read_table(output / "windows" / "00001" / "rejected.parquet").to_pylist()
     assert [(Path(row["image_id"]).name, row["reason"]) for row in rejected] == [("broken.png", "truncated")]
     assert b"broken" not in (output / "report.html").read_bytes(), "rejected images are counted, not listed"
+
+
+def test_an_image_that_overflows_the_attributor_ends_no_scan(
+    made: Path, bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every scan from then on would first end that window, and fail."""
+    whole, bad = bundle.outputs_of, []
+
+    def overflowing(*given: Any) -> Iterator[Outputs]:
+        for outputs in whole(*given):
+            logits_bs = outputs.logits_bs.copy()
+            logits_bs[1::3, 0] = np.nan  # an alteration of each image
+            logits_bs[0, -1] = np.inf  # and the first image of a shard
+            bad.append(outputs)
+            yield replace(outputs, logits_bs=logits_bs)
+
+    monkeypatch.setattr(bundle, "outputs_of", overflowing)
+    output = tmp_path / "scans"
+    state = scan(config_of(made, output, bucket))
+    assert (state["images"], state["rejected"]) == (40, len(bad))
+    rejected = pq.read_table(output / "windows" / "00001" / "rejected.parquet")
+    assert rejected["reason"].to_pylist() == ["not_finite"] * len(bad)
+    told = attributions(output)
+    assert len(told) == 40 - len(bad) and not set(ids(told)) & set(ids(rejected))
+    assert set(told["flips"].to_pylist()) <= {1, 2}, "an alteration without a number is no vote"
+    assert np.isfinite(told["probability"].to_numpy()).all()
 
 
 def test_new_changed_and_deleted_objects_are_told_apart(made: Path, bucket: Path, tmp_path: Path) -> None:
