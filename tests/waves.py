@@ -46,7 +46,7 @@ def main() -> None:
         given.add_argument(name, type=Path)
     given.add_argument("--hidden", nargs=2, required=True)
     given.add_argument("--space", default="ycbcr")
-    given.add_argument("--estimate", nargs="+", default=["soft", "--sigma", "0.01"])
+    given.add_argument("--estimate", default="soft --sigma 0.01", help="with its flags, as one word")
     given.add_argument("--network", default="small")
     given.add_argument("--epochs", type=int, default=12)
     given.add_argument("--known", type=int, default=150, help="images a wave")
@@ -78,7 +78,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> pa.Table:
                  folder / "reference", env=local, timeout_s=3000))  # fmt: skip
         for name, alter in (("run", "none"), ("altered", "drawn")):
             must(job("compute_artifacts", "--manifest", folder / "train.parquet", "--reference", folder / "reference",
-                     "--output", folder / name, "--estimate", *options.estimate, "--alter", alter, env=local,
+                     "--output", folder / name, "--estimate", *options.estimate.split(), "--alter", alter, env=local,
                      timeout_s=3000))  # fmt: skip
         group = ["--group-column", "latent_group"] if "latent_group" in table.column_names else []
         must(job("train_attributor", "--artifacts", folder / "run", "--altered-artifacts", folder / "altered",
@@ -221,7 +221,7 @@ def sample_of(table: pa.Table) -> Sample:
     return Sample(
         np.array(table["label"].to_pylist(), dtype=object),
         table["distance"].to_numpy().astype(np.float64),
-        table["feature"].combine_chunks().to_numpy_ndarray().astype(np.float32),
+        *(table[name].combine_chunks().to_numpy_ndarray().astype(np.float32) for name in ("feature", "spectrum")),
         table["is_unknown"].to_numpy(zero_copy_only=False),
     )
 

@@ -1,6 +1,6 @@
 """Held-out images as an attributor sees them: what a monitoring scan compares its windows with.
 
-Legend: N images, K principal axes.
+Legend: N images, A principal axes, K numbers of a spectrum.
 
 Images that trained the network lie nearer to their means than any new image does, so a window would differ from them
 without a drift: the baseline holds validation and test images only.
@@ -13,7 +13,8 @@ without a drift: the baseline holds validation and test images only.
     is_unknown               whether the score is over the bundle's threshold
     unknown_score            float32
     distance                 float32, norm of the artifact, as in the shards
-    feature                  arrow.fixed_shape_tensor float16 [K + 1]: see `openset.OpenSet.coordinates`
+    feature                  arrow.fixed_shape_tensor float16 [A + 1]: see `openset.OpenSet.coordinates`
+    spectrum                 the same of [K]: see `spectrum.spectrum_of`
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 def as_kept(feature_nk: np.ndarray) -> np.ndarray:
-    """Coordinates of features as tables keep them: float16, what is too large as the largest."""
+    """Coordinates of features, or spectra, as tables keep them: float16, what is too large as the largest."""
     return feature_nk.clip(-_LARGEST, _LARGEST).astype(np.float16)
 
 
@@ -57,7 +58,7 @@ def baseline_table(examples: Examples, sides: Mapping[str, Outputs], openset: Op
 
 def _side(examples: Examples, side: str, outputs: Outputs, openset: OpenSet) -> pa.Table:
     rows = examples.table.select(["image_id", "distance"]).take(pa.array(outputs.row_b))
-    score_n = openset.scores(outputs.logits_bs, outputs.features_bf)
+    score_n = openset.scores(outputs)
     feature_nk = as_kept(openset.coordinates(outputs.features_bf))
     return pa.table(
         {
@@ -70,6 +71,7 @@ def _side(examples: Examples, side: str, outputs: Outputs, openset: OpenSet) -> 
             "unknown_score": score_n,
             "distance": rows["distance"],
             "feature": tensor_column(feature_nk),
+            "spectrum": tensor_column(as_kept(outputs.spectrum_bk)),
         }
     )
 

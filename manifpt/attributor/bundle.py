@@ -32,6 +32,8 @@ from safetensors.torch import save
 from manifpt.attributor.calibration import probabilities
 from manifpt.attributor.networks import AttributorNetwork, make_network
 from manifpt.attributor.openset import OpenSet
+from manifpt.attributor.outputs import Outputs, joined
+from manifpt.attributor.spectrum import spectrum_size
 from manifpt.attributor.training import from_arrays, outputs_of, rows_at_once
 from manifpt.documents import Kinds, json_of, load_tensors, object_of
 from manifpt.errors import ConfigError
@@ -39,7 +41,7 @@ from manifpt.storage import join, normalize, store_of
 
 __all__ = ["Attribution", "Attributor", "Verdicts", "save_bundle"]
 
-_FORMAT = 2
+_FORMAT = 3
 _CONFIG: Kinds = {"network": str, "shape": list, "space": dict, "estimate": dict, "reference_digest": str}
 _DIGESTS = {"model": "weights_sha256", "openset": "openset_sha256"}  # of a file, where config.json has its SHA-256
 
@@ -66,15 +68,17 @@ class Verdicts:
         probability_bs: float32 [B, S], calibrated: shares among the known sources.
         unknown_score_b: float32 [B]; the larger, the less it is like the known sources.
         is_unknown_b: bool [B], whether the score is over the bundle's threshold.
-        feature_bk: float32 [B, K + 1], the features along the principal axes of the training features, and the norm of
+        feature_ba: float32 [B, A + 1], the features along the principal axes of the training features, and the norm of
             what is left: the `feature` of the bundle's baseline.
+        spectrum_bk: float32 [B, K], the artifacts' own: see `spectrum.spectrum_of`.
     """
 
     label: tuple[str, ...]
     probability_bs: np.ndarray
     unknown_score_b: np.ndarray
     is_unknown_b: np.ndarray
-    feature_bk: np.ndarray
+    feature_ba: np.ndarray
+    spectrum_bk: np.ndarray
 
 
 class Attributor:
@@ -114,7 +118,7 @@ class Attributor:
             network = _network(config, tensors["model"], len(labels), uri)
             temperature = float(calibration["temperature"])
             openset = OpenSet.from_bytes(tensors["openset"], temperature, calibration["unknown"])
-            openset.check(len(labels), network.classifier.in_features)
+            openset.check(len(labels), network.classifier.in_features, spectrum_size(config["shape"]))
             return cls(network, labels, openset, config)
         except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, SafetensorError) as error:
             why = str(error).strip().splitlines() or [repr(error)]
@@ -134,9 +138,7 @@ class Attributor:
         Raises:
             ConfigError: artifacts of another shape, or with numbers that are not finite.
         """
-        logits_bs, features_bf, is_finite_b = self._outputs(artifacts, device)
-        _all_finite(is_finite_b)
-        return self._verdicts(logits_bs, features_bf)
+        return self._verdicts(self._outputs_if_finite(artifacts, device))
 
     def verdicts_where_finite(self, artifacts: np.ndarray, device: str = "cpu") -> tuple[Verdicts, np.ndarray]:
         """As `verdicts`, for a job that one odd image must not end.
@@ -148,8 +150,9 @@ class Attributor:
         Raises:
             ConfigError: as of `verdicts`.
         """
-        logits_bs, features_bf, is_finite_b = self._outputs(artifacts, device)
-        return self._verdicts(logits_bs[is_finite_b], features_bf[is_finite_b]), is_finite_b
+        said = self._outputs(artifacts, device)
+        is_finite_b = said.is_finite_b
+        return self._verdicts(said.take(np.flatnonzero(is_finite_b))), is_finite_b
 
     def predict(self, artifacts: np.ndarray, device: str = "cpu") -> Attribution:
         """Names the sources of artifacts, float [B, *shape], as if they were all known.
@@ -166,27 +169,31 @@ class Attributor:
         Raises:
             ConfigError: as of `verdicts`.
         """
-        _, features_bf, is_finite_b = self._outputs(artifacts, device)
-        _all_finite(is_finite_b)
-        return features_bf
+        return self._outputs_if_finite(artifacts, device).features_bf
 
     def fits(self, space: Mapping[str, Any], estimate: Mapping[str, Any], reference_digest: str) -> bool:
         """Whether it was trained on such artifacts: of this space and estimate, onto this reference."""
         of_config = (self.config["space"], self.config["estimate"], self.config["reference_digest"])
         return of_config == (space, estimate, reference_digest)
 
-    def _verdicts(self, logits_bs: np.ndarray, features_bf: np.ndarray) -> Verdicts:
-        score_b = self.openset.scores(logits_bs, features_bf)
+    def _verdicts(self, said: Outputs) -> Verdicts:
+        score_b = self.openset.scores(said)
         return Verdicts(
-            label=tuple(self.labels[n] for n in logits_bs.argmax(1)),
-            probability_bs=probabilities(logits_bs, self.openset.temperature).astype(np.float32),
+            label=tuple(self.labels[n] for n in said.predicted_b),
+            probability_bs=probabilities(said.logits_bs, self.openset.temperature).astype(np.float32),
             unknown_score_b=score_b,
             is_unknown_b=score_b > self.openset.threshold,
-            feature_bk=self.openset.coordinates(features_bf),
+            feature_ba=self.openset.coordinates(said.features_bf),
+            spectrum_bk=said.spectrum_bk,
         )
 
-    def _outputs(self, artifacts: np.ndarray, device: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Logits float32 [B, S], features float32 [B, F], and whether all of them are finite, bool [B]."""
+    def _outputs_if_finite(self, artifacts: np.ndarray, device: str) -> Outputs:
+        said = self._outputs(artifacts, device)
+        if not said.is_finite_b.all():
+            raise ConfigError("The attributor's numbers are not finite on these artifacts; train it again.")
+        return said
+
+    def _outputs(self, artifacts: np.ndarray, device: str) -> Outputs:
         artifacts = np.asarray(artifacts)
         if artifacts.shape[1:] != self.shape:
             raise ConfigError(
@@ -195,11 +202,13 @@ class Attributor:
         if not np.isfinite(artifacts).all():
             raise ConfigError("Artifacts hold numbers that are not finite: compute them again.")
         batches = from_arrays(artifacts, np.zeros(len(artifacts), np.int64), rows_at_once(self.shape))
-        found = list(outputs_of(self.network.to(device), batches(0), device))
-        logits_bs, features_bf = np.empty((0, len(self.labels)), np.float32), self.openset.statistics.mean_sf[:0]
-        logits_bs = np.concatenate([logits_bs, *(each.logits_bs for each in found)])
-        features_bf = np.concatenate([features_bf.astype(np.float32), *(each.features_bf for each in found)])
-        return logits_bs, features_bf, np.isfinite(logits_bs).all(axis=1) & np.isfinite(features_bf).all(axis=1)
+        known, number_b = self.openset.statistics, np.empty(0, np.int64)
+        none_bs, none_bf, none_bk = (
+            np.empty((0, width), np.float32)
+            for width in (len(self.labels), known.mean_sf.shape[1], known.spectrum_sk.shape[1])
+        )
+        none = Outputs(none_bs, none_bf, none_bk, number_b, number_b)
+        return joined([none, *outputs_of(self.network.to(device), batches(0), device)])
 
     def label_numbers(self, sources: Sequence[str]) -> np.ndarray:
         """int64 [B]: the numbers of labels.
@@ -215,11 +224,6 @@ class Attributor:
                 f"it knows {', '.join(self.labels)}. Map them with --labels, or train it with them."
             )
         return np.array([known[source] for source in sources], np.int64)
-
-
-def _all_finite(is_finite_b: np.ndarray) -> None:
-    if not is_finite_b.all():
-        raise ConfigError("The attributor's numbers are not finite on these artifacts; train it again.")
 
 
 def _bytes(uri: str, name: str) -> bytes:

@@ -1,6 +1,6 @@
-"""What the features of training artifacts look like: a mean a label, and what is left around it.
+"""What training artifacts look like to a network and in their spectra: a mean a label, and what is left around it.
 
-Legend: B artifacts of a block, N of all, S labels, F features, K principal axes.
+Legend: B artifacts of a block, N of all, S labels, F features, A principal axes, K numbers of a spectrum.
 """
 
 from __future__ import annotations
@@ -11,26 +11,32 @@ from dataclasses import dataclass
 import numpy as np
 from safetensors.numpy import load, save
 
+from manifpt.attributor.outputs import Outputs
+
 __all__ = ["STATISTICS", "FeatureStatistics", "feature_statistics", "oas"]
 
 STATISTICS = "features.safetensors"  # in a training's folder
-_AXES = 32  # K at most
-_NAMES = ("count_s", "mean_sf", "within_ff")
+_AXES = 32  # A at most
+_NAMES = ("count_s", "mean_sf", "within_ff", "spectrum_sk", "spread_skk")
 
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Of the features of N training artifacts; every label has some.
+    """Of N training artifacts; every label has some.
 
     Attributes:
         count_s: float64 [S], artifacts of each label.
         mean_sf: float64 [S, F], each label's mean.
         within_ff: float64 [F, F], the covariance around each artifact's own label's mean, of all labels pooled.
+        spectrum_sk: float64 [S, K], each label's mean spectrum.
+        spread_skk: float64 [S, K, K], the covariance of each label's spectra.
     """
 
     count_s: np.ndarray
     mean_sf: np.ndarray
     within_ff: np.ndarray
+    spectrum_sk: np.ndarray
+    spread_skk: np.ndarray
 
     @classmethod
     def from_bytes(cls, data: bytes) -> FeatureStatistics:
@@ -60,38 +66,46 @@ class FeatureStatistics:
 
     def without(self, label: int) -> FeatureStatistics:
         """As if there were no such label. What it adds to the pooled covariance stays: it isn't kept label by label."""
-        return FeatureStatistics(np.delete(self.count_s, label), np.delete(self.mean_sf, label, 0), self.within_ff)
+        count_s, mean_sf, spectrum_sk, spread_skk = (
+            np.delete(of_labels, label, 0)
+            for of_labels in (self.count_s, self.mean_sf, self.spectrum_sk, self.spread_skk)
+        )
+        return FeatureStatistics(count_s, mean_sf, self.within_ff, spectrum_sk, spread_skk)
 
     def axes(self) -> np.ndarray:
-        """float64 [K, F], principal axes of all artifacts' features, the largest first; K is 32, or F if that is less.
+        """float64 [A, F], principal axes of all artifacts' features, the largest first; A is 32, or F if that is less.
 
         An axis points to where its largest component is positive, since a sign would else be a matter of chance.
         """
-        _, axis_fk = np.linalg.eigh(self.total_ff)
-        axes_kf = axis_fk.T[::-1][:_AXES]
-        largest_k = np.abs(axes_kf).argmax(axis=1)
-        return np.asarray(axes_kf * np.sign(axes_kf[np.arange(len(axes_kf)), largest_k])[:, None])
+        _, axis_fa = np.linalg.eigh(self.total_ff)
+        axes_af = axis_fa.T[::-1][:_AXES]
+        largest_a = np.abs(axes_af).argmax(axis=1)
+        return np.asarray(axes_af * np.sign(axes_af[np.arange(len(axes_af)), largest_a])[:, None])
 
 
 def feature_statistics(
-    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+    blocks: Iterable[Outputs],
     labels: int,
     features: int,
+    numbers: int,
     reduce: Callable[[np.ndarray], np.ndarray] = lambda sums: sums,
 ) -> FeatureStatistics:
-    """One pass over features; memory is that of F x F and S x F numbers, however many artifacts there are.
+    """One pass over what a network says; memory is that of F x F, S x F and S x K x K numbers, however many artifacts.
 
     Blocks are merged by their moments (Chan, Golub and LeVeque 1979), as in `training.mean_and_std`.
 
     Args:
-        blocks: features float [B, F] with labels int64 [B], of this worker.
+        blocks: of this worker.
         labels: S; all workers together have artifacts of each.
         features: F.
+        numbers: K.
         reduce: sums over all workers.
     """
     count_s, mean_sf, scatter_ff = np.zeros(labels), np.zeros((labels, features)), np.zeros((features, features))
-    for features_bf, label_b in blocks:
-        features_bf = features_bf.astype(np.float64)
+    # Logarithms, of a few numbers each: plain sums lose nothing of them in float64.
+    sum_sk, product_skk = np.zeros((labels, numbers)), np.zeros((labels, numbers, numbers))
+    for block in blocks:
+        features_bf, label_b = block.features_bf.astype(np.float64), block.label_b
         of_block_s = np.bincount(label_b, minlength=labels).astype(np.float64)
         is_label_sb = (np.arange(labels)[:, None] == label_b).astype(np.float64)
         block_mean_sf = is_label_sb @ features_bf / np.maximum(of_block_s, 1)[:, None]
@@ -101,11 +115,18 @@ def feature_statistics(
         scatter_ff += rest_bf.T @ rest_bf + (apart_sf.T * (count_s * of_block_s / total_s)) @ apart_sf
         mean_sf += apart_sf * (of_block_s / total_s)[:, None]
         count_s += of_block_s
+        for label in np.unique(label_b):
+            spectrum_bk = block.spectrum_bk[label_b == label].astype(np.float64)
+            sum_sk[label] += spectrum_bk.sum(axis=0)
+            product_skk[label] += spectrum_bk.T @ spectrum_bk
     all_count_s = reduce(count_s)
     all_mean_sf = reduce(mean_sf * count_s[:, None]) / np.maximum(all_count_s, 1)[:, None]
     apart_sf = mean_sf - all_mean_sf
     all_scatter_ff = reduce(scatter_ff + (apart_sf.T * count_s) @ apart_sf)
-    return FeatureStatistics(all_count_s, all_mean_sf, all_scatter_ff / all_count_s.sum())
+    of_label_s = np.maximum(all_count_s, 1)
+    spectrum_sk = reduce(sum_sk) / of_label_s[:, None]
+    spread_skk = reduce(product_skk) / of_label_s[:, None, None] - spectrum_sk[:, :, None] * spectrum_sk[:, None]
+    return FeatureStatistics(all_count_s, all_mean_sf, all_scatter_ff / all_count_s.sum(), spectrum_sk, spread_skk)
 
 
 def oas(covariance_ff: np.ndarray, count: float) -> np.ndarray:

@@ -96,7 +96,7 @@ def _bins(found: Reliability) -> dict[str, Any]:
 
 def _alarms(openset: OpenSet, test: Outputs, labels: tuple[str, ...]) -> dict[str, Any]:
     """Which shares of the test images, all of known sources, are called unknown."""
-    is_unknown_n = openset.scores(test.logits_bs, test.features_bf) > openset.threshold
+    is_unknown_n = openset.scores(test) > openset.threshold
     rate_s = np.bincount(test.label_b, weights=is_unknown_n, minlength=len(labels)) / np.bincount(test.label_b)
     rates = dict(zip(labels, rate_s.tolist(), strict=True))
     return {"measured_rate": float(rate_s.mean()), "measured_rate_by_label": rates}

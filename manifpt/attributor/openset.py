@@ -1,6 +1,6 @@
 """How unlike the known sources an image is, and from where on it is called unknown. Pure.
 
-Legend: B artifacts, N validation images, S labels, F features, K principal axes.
+Legend: B artifacts, N validation images, S labels, F features, A principal axes, K numbers of a spectrum.
 
 Scores; each is larger for what is less known:
 
@@ -11,6 +11,9 @@ Scores; each is larger for what is less known:
     relative_distance  the same, less the squared distance to the mean of all training features by their total
                        covariance (Ren et al., 2021, arXiv:2106.09022, eq. 3): directions in which everything varies
                        count for less
+    spectrum           squared Mahalanobis distance of the artifact's spectrum to the mean of its most probable label's,
+                       by that label's own covariance, shrunk. Ours: a network looks at what tells known sources apart,
+                       and a new one may differ elsewhere
 
 Which of them serves is chosen without an unknown image: see `validation_aurocs`.
 """
@@ -18,7 +21,7 @@ Which of them serves is chosen without an unknown image: see `validation_aurocs`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -34,8 +37,8 @@ from manifpt.metrics.openset import auroc
 __all__ = ["SCORES", "OpenSet", "chosen_on", "scorer", "threshold_at", "validation_aurocs"]
 
 
-# Logits float [B, S] and features float [B, F] -> float [B]; larger is less known.
-Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# What a network says of B artifacts -> float [B]; larger is less known.
+Score = Callable[[Outputs], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,14 @@ class OpenSet:
 
     Attributes:
         statistics: of the training artifacts' features.
-        axes_kf: float64 [K, F], their principal axes; kept, since another machine may find equal ones in another order.
+        axes_af: float64 [A, F], their principal axes; kept, since another machine may find equal ones in another order.
         temperature: of the calibration.
         score: a key of `SCORES`.
         threshold: scores above it are called unknown; infinite: none is.
     """
 
     statistics: FeatureStatistics
-    axes_kf: np.ndarray
+    axes_af: np.ndarray
     temperature: float
     score: str
     threshold: float
@@ -67,16 +70,18 @@ class OpenSet:
         if score not in SCORES:
             raise ValueError(f"unknown score {score!r}")
         limit = float("inf") if threshold is None else float(threshold)
-        return cls(FeatureStatistics.from_bytes(data), load(data)["axes_kf"], temperature, score, limit)
+        return cls(FeatureStatistics.from_bytes(data), load(data)["axes_af"], temperature, score, limit)
 
-    def check(self, labels: int, features: int) -> None:
+    def check(self, labels: int, features: int, numbers: int) -> None:
         """Raises:
-        ValueError: it is of a network with other labels or features, or holds numbers that can't be.
+        ValueError: it is of a network with other labels, features or artifacts, or holds numbers that can't be.
         """
-        found, s, f = self.statistics, labels, features
-        shapes = (found.count_s.shape, found.mean_sf.shape, found.within_ff.shape, self.axes_kf.shape[1:])
-        arrays = (found.count_s, found.mean_sf, found.within_ff, self.axes_kf)
-        if shapes != ((s,), (s, f), (f, f), (f,)) or any(array.dtype != np.float64 for array in arrays):
+        found, s, f, k = self.statistics, labels, features, numbers
+        arrays = (found.count_s, found.mean_sf, found.within_ff, found.spectrum_sk, found.spread_skk, self.axes_af)
+        shapes = (*(array.shape for array in arrays[:-1]), self.axes_af.shape[1:])
+        if shapes != ((s,), (s, f), (f, f), (s, k), (s, k, k), (f,)) or any(
+            array.dtype != np.float64 for array in arrays
+        ):
             raise ValueError("statistics of another network")
         if not all(np.isfinite(array).all() for array in arrays) or (found.count_s <= 0).any():
             raise ValueError("statistics that are not finite")
@@ -85,7 +90,7 @@ class OpenSet:
 
     def to_bytes(self) -> bytes:
         """`openset.safetensors`: statistics and axes."""
-        return self.statistics.to_bytes(axes_kf=self.axes_kf)
+        return self.statistics.to_bytes(axes_af=self.axes_af)
 
     def chosen(self) -> dict[str, Any]:
         """Score and threshold, as `from_bytes` takes them; JSON has no infinity."""
@@ -97,11 +102,11 @@ class OpenSet:
         return scorer(self.score, self.temperature, self.statistics)
 
     def coordinates(self, features_bf: np.ndarray) -> np.ndarray:
-        """float32 [B, K + 1]: features along the axes, from the mean of the training features; the norm of the rest."""
+        """float32 [B, A + 1]: features along the axes, from the mean of the training features; the norm of the rest."""
         apart_bf = features_bf.astype(np.float64) - self.statistics.mean_f
-        along_bk = apart_bf @ self.axes_kf.T
-        rest_b = np.linalg.norm(apart_bf - along_bk @ self.axes_kf, axis=1)
-        return np.concatenate([along_bk, rest_b[:, None]], axis=1).astype(np.float32)
+        along_ba = apart_bf @ self.axes_af.T
+        rest_b = np.linalg.norm(apart_bf - along_ba @ self.axes_af, axis=1)
+        return np.concatenate([along_ba, rest_b[:, None]], axis=1).astype(np.float32)
 
 
 def scorer(name: str, temperature: float, statistics: FeatureStatistics) -> Score:
@@ -113,30 +118,46 @@ def scorer(name: str, temperature: float, statistics: FeatureStatistics) -> Scor
         statistics: of the network's training features.
     """
     score = SCORES[name](temperature, statistics)
-    return lambda logits_bs, features_bf: score(logits_bs.astype(float), features_bf.astype(float)).astype(np.float32)
+    return lambda said: score(said).astype(np.float32)
 
 
 def _softmax(temperature: float, _: FeatureStatistics) -> Score:
-    def score(logits_bs: np.ndarray, _: np.ndarray) -> np.ndarray:
-        others_bs = np.sort(softmax(logits_bs / temperature, axis=1), axis=1)[:, :-1]
+    def score(said: Outputs) -> np.ndarray:
+        others_bs = np.sort(softmax(said.logits_bs.astype(float) / temperature, axis=1), axis=1)[:, :-1]
         return np.asarray(others_bs.sum(axis=1))  # 1 - the largest would round what is nearly sure to ties
 
     return score
 
 
 def _energy(_: float, __: FeatureStatistics) -> Score:
-    return lambda logits_bs, _: np.asarray(-logsumexp(logits_bs, axis=1))
+    return lambda said: np.asarray(-logsumexp(said.logits_bs.astype(float), axis=1))
 
 
 def _distance(_: float, known: FeatureStatistics) -> Score:
     squared = _squared_distances(known.mean_sf, oas(known.within_ff, known.count_s.sum()))
-    return lambda _, features_bf: squared(features_bf).min(axis=1)
+    return lambda said: squared(said.features_bf.astype(float)).min(axis=1)
 
 
 def _relative_distance(temperature: float, known: FeatureStatistics) -> Score:
     nearest = _distance(temperature, known)
     squared = _squared_distances(known.mean_f[None], oas(known.total_ff, known.count_s.sum()))
-    return lambda logits_bs, features_bf: nearest(logits_bs, features_bf) - squared(features_bf)[:, 0]
+    return lambda said: nearest(said) - squared(said.features_bf.astype(float))[:, 0]
+
+
+def _spectrum(_: float, known: FeatureStatistics) -> Score:
+    of_labels = [
+        _squared_distances(mean_k[None], oas(spread_kk, count))
+        for mean_k, spread_kk, count in zip(known.spectrum_sk, known.spread_skk, known.count_s, strict=True)
+    ]
+
+    def score(said: Outputs) -> np.ndarray:
+        squared_b = np.empty(len(said.predicted_b))
+        for label, squared in enumerate(of_labels):
+            is_label_b = said.predicted_b == label
+            squared_b[is_label_b] = squared(said.spectrum_bk[is_label_b].astype(float))[:, 0]
+        return squared_b
+
+    return score
 
 
 def _squared_distances(mean_sf: np.ndarray, covariance_ff: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -160,6 +181,7 @@ SCORES: dict[str, Callable[[float, FeatureStatistics], Score]] = {
     "energy": _energy,
     "distance": _distance,
     "relative_distance": _relative_distance,
+    "spectrum": _spectrum,
 }
 
 
@@ -180,13 +202,14 @@ def validation_aurocs(validation: Outputs, temperature: float, statistics: Featu
         temperature: of the calibration.
         statistics: of the training features.
     """
-    label_n, logits_ns, features_nf = validation.label_b, validation.logits_bs, validation.features_bf
+    label_n = validation.label_b
     labels = np.unique(label_n)
     found: dict[str, list[float]] = {name: [] for name in SCORES}
     for label in labels:
         is_hidden_n, known = label_n == label, statistics.without(label)
+        said = replace(validation, logits_bs=np.delete(validation.logits_bs, label, 1))
         for name, of_score in found.items():
-            score_n = scorer(name, temperature, known)(np.delete(logits_ns, label, 1), features_nf)
+            score_n = scorer(name, temperature, known)(said)
             of_score.append(auroc(score_n[~is_hidden_n], score_n[is_hidden_n]))
     return {name: float(np.mean(of_score)) for name, of_score in found.items()}
 
@@ -207,7 +230,7 @@ def chosen_on(
         rate: share of images of known sources that may be called unknown; see `threshold_at`.
     """
     score = max(aurocs, key=lambda name: aurocs[name])
-    score_n = scorer(score, temperature, statistics)(validation.logits_bs, validation.features_bf)
+    score_n = scorer(score, temperature, statistics)(validation)
     return OpenSet(statistics, statistics.axes(), temperature, score, threshold_at(score_n, validation.label_b, rate))
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from manifpt.attributor.networks import AttributorNetwork, make_network
 from manifpt.attributor.outputs import Outputs
+from manifpt.attributor.spectrum import spectrum_of
 from manifpt.errors import ConfigError
 from manifpt.learning import State, autocast, cosine
 from manifpt.streaming import shuffled
@@ -285,10 +286,11 @@ def outputs_of(network: AttributorNetwork, batches: Iterable[Batch], device: str
     network.eval()
     with torch.inference_mode():
         for artifacts, label_b, row_b in batches:
-            features = network.features(artifacts.to(device, non_blocking=True).float())
-            logits = network.classifier(features)
-            logits_bs, features_bf = (tensor.float().cpu().numpy() for tensor in (logits, features))
-            yield Outputs(logits_bs, features_bf, label_b.numpy(), row_b.numpy())
+            artifacts = artifacts.to(device, non_blocking=True).float()
+            features = network.features(artifacts)
+            said = (network.classifier(features), features, spectrum_of(artifacts))
+            logits_bs, features_bf, spectrum_bk = (tensor.float().cpu().numpy() for tensor in said)
+            yield Outputs(logits_bs, features_bf, spectrum_bk, label_b.numpy(), row_b.numpy())
 
 
 def check_network(name: str, shape: tuple[int, ...]) -> None:

@@ -20,6 +20,7 @@ from manifpt.attributor.examples import Part
 from manifpt.attributor.features import STATISTICS, feature_statistics
 from manifpt.attributor.networks import AttributorNetwork, make_network
 from manifpt.attributor.outputs import write_outputs
+from manifpt.attributor.spectrum import spectrum_size
 from manifpt.attributor.training import (
     NOT_FINITE,
     Batch,
@@ -122,9 +123,9 @@ def _mean_and_std(worker: Worker, job: Job, rows: StreamedRows) -> tuple[torch.T
 def _write_statistics(worker: Worker, job: Job, network: AttributorNetwork, rows: StreamedRows) -> None:
     """What the features of the training artifacts look like to the trained network; every worker adds its share."""
     batches = (_tensors(*block) for block in rows.all("artifact", "label", "row", rows=rows_at_once(job.shape)))
-    blocks = ((found.features_bf, found.label_b) for found in outputs_of(network, batches, worker.device))
-    features = network.classifier.in_features
-    statistics = feature_statistics(blocks, len(job.labels), features, worker.summed)
+    blocks = outputs_of(network, batches, worker.device)
+    sizes = (len(job.labels), network.classifier.in_features, spectrum_size(job.shape))
+    statistics = feature_statistics(blocks, *sizes, worker.summed)
     if worker.rank == 0:
         store_of(job.output).write(join(job.output, STATISTICS), statistics.to_bytes())
 

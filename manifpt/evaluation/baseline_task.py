@@ -43,7 +43,9 @@ def fit_baseline(work: Work) -> dict[str, Any]:
     for side in (VALIDATION, TEST):
         pixels, label_n, row_n = images[side]
         begin = time.perf_counter()
-        outputs[side] = [Outputs(baseline.predict(pixels), baseline.features(pixels), label_n, row_n)]
+        no_spectrum = np.empty((len(row_n), 0), np.float32)
+        said = (baseline.predict(pixels), baseline.features(pixels), no_spectrum)
+        outputs[side] = [Outputs(*said, label_n, row_n)]
     write_outputs(work.outputs_uri("validation"), outputs[VALIDATION])
     end_stage(work, "fit", {
         "validation_accuracy": outputs[VALIDATION][0].balanced_accuracy,

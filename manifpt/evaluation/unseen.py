@@ -18,8 +18,8 @@ from manifpt.attributor.calibration import fit_temperature
 from manifpt.attributor.examples import Examples
 from manifpt.attributor.features import feature_statistics
 from manifpt.attributor.openset import SCORES, chosen_on, scorer, threshold_at, validation_aurocs
-from manifpt.attributor.outputs import Outputs, joined, read_outputs
-from manifpt.attributor.splits import TEST, TRAIN
+from manifpt.attributor.outputs import Outputs, joined
+from manifpt.attributor.splits import TEST, TRAIN, VALIDATION
 from manifpt.attributor.training import outputs_of
 from manifpt.evaluation.tasks import Work, artifacts_of, batches_of, end_stage, fit_attributor, trained_network
 from manifpt.metrics.openset import auroc, fpr_at_tpr, operating_point, oscr
@@ -61,17 +61,15 @@ def measure_unseen(work: Work) -> dict[str, Any]:
         return joined(outputs_of(network, batches_of(*artifacts_of(examples, side)), work.device))
 
     train, known, unseen = said(work.examples, TRAIN), said(work.examples, TEST), said(work.test_examples, TEST)
-    labels, features = len(work.examples.labels), train.features_bf.shape[1]
-    statistics = feature_statistics([(train.features_bf, train.label_b)], labels, features)
-    validation = read_outputs([work.outputs_uri("validation")])
+    sizes = (len(work.examples.labels), train.features_bf.shape[1], train.spectrum_bk.shape[1])
+    statistics = feature_statistics([train], *sizes)
+    validation = said(work.examples, VALIDATION)
     temperature = fit_temperature(validation.logits_bs, validation.label_b)
     aurocs = validation_aurocs(validation, temperature, statistics)
     found = {}
     for name in SCORES:
         score = scorer(name, temperature, statistics)
-        validation_n, known_n, unseen_n = (
-            score(outputs.logits_bs, outputs.features_bf) for outputs in (validation, known, unseen)
-        )
+        validation_n, known_n, unseen_n = (score(outputs) for outputs in (validation, known, unseen))
         threshold = threshold_at(validation_n, validation.label_b, FALSE_ALARMS)
         found[name] = {
             "auroc": auroc(known_n, unseen_n),

@@ -37,6 +37,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")  # a label of Prometheus, and a 
 _WHAT = {
     "norms": "Artifact norms differ from the baseline's (Kolmogorov-Smirnov {statistic:.3f})",
     "features": "The attributor's features differ from the baseline's (energy distance {statistic:.3g})",
+    "spectrum": "The artifacts' spectra differ from the baseline's (energy distance {statistic:.3g})",
     "shares": "The shares of sources changed (population stability index {statistic:.3f})",
     "unknown": "The share of unknown images rose by {statistic:.1%}",
     "inconclusive": "The share of inconclusive images rose by {statistic:.1%}",
@@ -71,6 +72,7 @@ DEFAULT_RULES = (
     Rule("unknown-rose", "unknown", "warning"),
     Rule("norms-drift", "norms", "warning"),
     Rule("features-drift", "features", "warning"),
+    Rule("spectrum-drift", "spectrum", "warning"),
     Rule("inconclusive-rose", "inconclusive", "warning"),
     Rule("rejected-rose", "rejected", "warning"),
     Rule("many-rejected", "rejected_share > 0.2", "warning", is_of_first=True),  # which has none to rise from
@@ -126,8 +128,8 @@ def alerts_of(
 ) -> list[Alert]:  # fmt: skip
     """What holds for a window, in the order of the rules, at most one alert a rule.
 
-    `newcomer` needs a cluster, and that unknown or features fired: so with rules on tests alone, a window without
-    change alerts at most as often as the level of `drift` says. A limit, as of rejected images, asks no test.
+    `newcomer` needs a cluster, and that unknown, features or spectrum fired: so with rules on tests alone, a window
+    without change alerts at most as often as the level of `drift` says. A limit, as of rejected images, asks no test.
 
     Args:
         rules: of `rules_of`.
@@ -192,7 +194,7 @@ def _held(
         what = _WHAT[finding.name].format(statistic=finding.statistic)
         return measured | {"detail": finding.detail}, f"{what}: p = {finding.adjusted:.2g} over all tests."
     if rule.when == "newcomer":
-        if not newcomers or not {"unknown", "features"} & fired.keys():
+        if not newcomers or not {"unknown", "features", "spectrum"} & fired.keys():
             return None
         first = newcomers[0]
         return {"newcomers": [asdict(newcomer) for newcomer in newcomers]}, (

@@ -1,6 +1,6 @@
 """The last step of a scanned image: from its artifact to a verdict. Knows no Ray; see `manifpt.stages`.
 
-Legend: N rows (images and their alterations), B images, K coordinates of a feature.
+Legend: N rows (images and their alterations), B images.
 
 An image's verdict is one of
 
@@ -117,7 +117,8 @@ def judged(rows: pa.Table, verdicts: Verdicts, variants: int) -> pa.Table:
         "unknown_score": pa.array(verdicts.unknown_score_b[image_b], pa.float32()),
         "is_unknown": pa.array(verdicts.is_unknown_b[image_b]),
         "flips": pa.array(flips_b, pa.int8()),
-        "feature": tensor_column(as_kept(verdicts.feature_bk[image_b])),
+        "feature": tensor_column(as_kept(verdicts.feature_ba[image_b])),
+        "spectrum": tensor_column(as_kept(verdicts.spectrum_bk[image_b])),
     }
     for name, column in columns.items():
         table = table.append_column(name, column)

@@ -1,11 +1,12 @@
-"""Whether a window of new images differs from what was before: six tests, corrected for their number.
+"""Whether a window of new images differs from what was before: seven tests, corrected for their number.
 
-Legend: B images of a sample, K features.
+Legend: B images of a sample, A coordinates of a feature, K numbers of a spectrum.
 
 Each test's p-value holds at any number of images, so where nothing changed, a window fires anything at all at most as
 often as its level says. Images count as independent: a burst of one source in a window is a change of shares. Where the
-baseline knows that images come in groups, as of one latent at many steps of training, norms and features are compared
-without them, and without the labels that most of them have: new images are of other groups, and differ as groups do.
+baseline knows that images come in groups, as of one latent at many steps of training, norms, features and spectra are
+compared without them, and without the labels that most of them have: new images are of other groups, and differ as
+groups do.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from manifpt.monitoring.strata import Strata, energy_test, norm_test
 
 __all__ = ["TESTS", "Counts", "Finding", "Sample", "drift", "holm", "stability_index"]
 
-TESTS = ("norms", "features", "shares", "unknown", "inconclusive", "rejected")
+TESTS = ("norms", "features", "spectrum", "shares", "unknown", "inconclusive", "rejected")
 
-_MOST_IMAGES = 2000  # of a sample that norms and features are compared on: the work grows with its square
+_MOST_IMAGES = 2000  # of a sample that norms, features and spectra are compared on: the work grows with its square
 _PERMUTATIONS = 999
 _ENOUGH = 500  # images with a verdict: of fewer, a rise of unknown ones is seen only where it is huge
 _MOST_COUNTED = 10**9 - 1  # images that NumPy draws from
@@ -43,14 +44,16 @@ class Sample:
     Attributes:
         label_b: str (object) [B], the most probable label, whatever the verdict.
         distance_b: float64 [B], norm of the artifact.
-        feature_bk: float32 [B, K], of the attributor.
+        feature_ba: float32 [B, A], of the attributor.
+        spectrum_bk: float32 [B, K], of the artifact.
         is_unknown_b: bool [B].
         group_b: str (object) [B], equal for images that were made together; None: with no other, or it isn't known.
     """
 
     label_b: np.ndarray
     distance_b: np.ndarray
-    feature_bk: np.ndarray
+    feature_ba: np.ndarray
+    spectrum_bk: np.ndarray
     is_unknown_b: np.ndarray
     group_b: np.ndarray | None = None
 
@@ -60,7 +63,8 @@ class Sample:
     def take(self, row_n: np.ndarray) -> Sample:
         """Some of the images, by number (int64 [N])."""
         return Sample(
-            self.label_b[row_n], self.distance_b[row_n], self.feature_bk[row_n], self.is_unknown_b[row_n],
+            self.label_b[row_n], self.distance_b[row_n], self.feature_ba[row_n], self.spectrum_bk[row_n],
+            self.is_unknown_b[row_n],
             None if self.group_b is None else self.group_b[row_n],
         )  # fmt: skip
 
@@ -136,7 +140,8 @@ class Finding:
 
     Attributes:
         name: one of `TESTS`.
-        statistic: norms: Kolmogorov-Smirnov, 0 to 1; features: energy distance, in their unit; shares: population
+        statistic: norms: Kolmogorov-Smirnov, 0 to 1; features and spectrum: energy
+            distance, in their unit (of a spectrum, its own spread); shares: population
             stability index; the others: by how much a share rose, 0.01 is one point.
         p_value: of this test alone.
         adjusted: over all tests of the window (Holm).
@@ -157,10 +162,10 @@ def drift(
 ) -> list[Finding]:
     """All tests that have data to compare. A window without images has none.
 
-    norms and features compare the window's images with the baseline's, within labels that don't come in groups, on at
-    most 2,000 images of each that are drawn at random; shares, unknown, inconclusive and rejected compare counts with
-    those before. Where little was before, unknown is compared with the baseline, one image of each group, by what the
-    attributor alone says of both: verdicts also hang on re-encoding.
+    norms, features and spectrum compare the window's images with the baseline's, within labels that don't come in
+    groups, on at most 2,000 images of each that are drawn at random; shares, unknown, inconclusive and rejected compare
+    counts with those before. Where little was before, unknown is compared with the baseline, one image of each group,
+    by what the attributor alone says of both: verdicts also hang on re-encoding.
 
     `before` should hold the windows that gave no alert: then an alert lasts until what changed is dealt with. Where no
     window was quiet, shares, inconclusive and rejected are compared with what else was before, or left out.
@@ -240,15 +245,18 @@ def _of_samples(baseline: Sample, window: Sample, permutations: int, seed: int) 
     if not strata.rows_s:
         return []
     distance_n = np.concatenate([known.distance_b, new.distance_b])
-    feature_nk = np.concatenate([known.feature_bk, new.feature_bk])
+    feature_na = np.concatenate([known.feature_ba, new.feature_ba])
+    spectrum_nk = strata.scaled(np.concatenate([known.spectrum_bk, new.spectrum_bk]))
     detail = (
         f"{len(new):,} of the window's {len(window):,} images against {len(known):,} of the baseline's "
         f"{len(baseline):,}, within {len(strata.rows_s)} labels, {permutations:,} permutations"
     )
     if grouped:
         detail += f"; not {', '.join(sorted(grouped))}: their held-out images come in groups"
-    tests = [norm_test(strata, distance_n, permutations, seed), energy_test(strata, feature_nk, permutations, seed)]
-    return [_finding(name, *test, detail) for name, test in zip(("norms", "features"), tests, strict=True)]
+    norms = norm_test(strata, distance_n, permutations, seed)
+    features, spectrum = (energy_test(strata, each, permutations, seed) for each in (feature_na, spectrum_nk))
+    tests = {"norms": norms, "features": features, "spectrum": spectrum}
+    return [_finding(name, *test, detail) for name, test in tests.items()]
 
 
 def _some(sample: Sample, labels: set[str], rng: np.random.Generator) -> Sample:

@@ -74,7 +74,7 @@ def newcomers(window: Sample, image_id_b: np.ndarray, baseline: Sample, seed: in
         unknown_u = np.sort(np.random.default_rng(seed).choice(unknown_u, _MOST_UNKNOWN, replace=False))
     if len(unknown_u) < _LEAST_MEMBERS or len(baseline) < 2:
         return []
-    window_bc, baseline_nc = _components(window.feature_bk, unknown_u, baseline)
+    window_bc, baseline_nc = _components(window.feature_ba, unknown_u, baseline)
     known = _Known.of(baseline_nc, baseline.label_b)
     least = max(_LEAST_MEMBERS, round(_SMALLEST_SHARE * len(unknown_u)))
     dense = HDBSCAN(
@@ -110,18 +110,18 @@ class _Known:
         return cls(names, centre_sc, radius_s, float(np.quantile(own_n, 0.95)))
 
 
-def _components(feature_bk: np.ndarray, unknown_u: np.ndarray, baseline: Sample) -> tuple[np.ndarray, np.ndarray]:
+def _components(feature_ba: np.ndarray, unknown_u: np.ndarray, baseline: Sample) -> tuple[np.ndarray, np.ndarray]:
     """The window's and the baseline's images in principal components of all unknown and known ones, float64 [., C]."""
     from sklearn.decomposition import PCA
 
-    known_nk = finite(baseline.feature_bk)
+    known_nk = finite(baseline.feature_ba)
     residual_nk = known_nk.copy()
     for name in set(baseline.label_b):
         residual_nk[baseline.label_b == name] -= residual_nk[baseline.label_b == name].mean(axis=0)
     scale_k = residual_nk.std(axis=0)
     scale_k = np.maximum(scale_k, np.median(scale_k) / 10)  # a unit that is dead among the known would outweigh all
     scale_k[scale_k == 0] = 1
-    window_bk = finite(feature_bk) / scale_k
+    window_bk = finite(feature_ba) / scale_k
     known_nk = known_nk / scale_k
     both_nk = np.concatenate([window_bk[unknown_u], known_nk])
     rotation = PCA(min(_COMPONENTS, *both_nk.shape), svd_solver="full").fit(both_nk)

@@ -1,6 +1,6 @@
 """What a finished window says: counts, drift, newcomers, alerts. A function of its shards and of what was before.
 
-Legend: B images, K coordinates of a feature.
+Legend: B images.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ __all__ = ["alerts_in", "counts_of", "read_baseline", "window_result"]
 
 _MOST_IMAGES = 20_000  # of a window that drift and newcomers look at
 _READ_AHEAD = 16
-_COLUMNS = ["image_id", "verdict", "source", "reason", "label", "distance", "is_unknown", "feature"]
+_COLUMNS = ["image_id", "verdict", "source", "reason", "label", "distance", "is_unknown", "feature",
+            "spectrum"]  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -153,6 +154,7 @@ def _sample(table: pa.Table, label: str) -> Sample:
         np.array(table[label].to_pylist(), dtype=object),
         table["distance"].to_numpy().astype(np.float64),
         to_numpy(table["feature"]).astype(np.float32),
+        to_numpy(table["spectrum"]).astype(np.float32),
         table["is_unknown"].to_numpy(zero_copy_only=False),
     )
 
@@ -173,7 +175,8 @@ def _seen(window: Window) -> _Seen:
         if len(kept) > 2 * _MOST_IMAGES:
             kept = kept.sort_by("key").slice(0, _MOST_IMAGES)
     if kept is None:
-        nobody = Sample(np.empty(0, object), np.empty(0), np.empty((0, 1), np.float32), np.empty(0, bool))
+        nothing = np.empty((0, 1), np.float32)
+        nobody = Sample(np.empty(0, object), np.empty(0), nothing, nothing, np.empty(0, bool))
         return _Seen(sources, verdicts, reasons, np.empty(0, object), nobody)
     kept = kept.sort_by("key").slice(0, _MOST_IMAGES).combine_chunks()
     return _Seen(

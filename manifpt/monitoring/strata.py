@@ -52,6 +52,14 @@ class Strata:
         effective_s = count_s2.prod(axis=1) / count_s2.sum(axis=1)
         return effective_s / effective_s.sum()
 
+    def scaled(self, values_nk: np.ndarray) -> np.ndarray:
+        """float64 [N, K], each coordinate over its standard deviation within the labels of both samples together, which
+        no exchange changes; one that never differs stays as it is."""
+        scaled_nk = np.asarray(values_nk, np.float64)
+        rest = [scaled_nk[rows] - scaled_nk[rows].mean(axis=0) for rows in self.rows_s]
+        deviation_k = np.concatenate(rest).std(axis=0)
+        return scaled_nk / np.where(deviation_k > 0, deviation_k, 1)
+
     def draws(self, permutations: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, ...]]:
         """The samples as they are, then permuted ones, some at a time.
 

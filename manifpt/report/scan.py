@@ -148,7 +148,8 @@ def _changes(results: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     head = ("window", "test", "statistic", "p", "p, corrected", "fired", "compared")
     grouped = sorted({label for result in results for label in result.get("not_compared", ())})
     without = ", ".join(plain(label, 60) for label in grouped)
-    note = f"Not compared in norms and features: {without}. Held-out images come in groups, and new ones are of others."
+    which = f"Not compared in norms, features and spectra: {without}."
+    note = f"{which} Held-out images come in groups, and new ones are of others."
     notes = (note,) if grouped else ()
     yield Table("Tests, the newest first", head, rows, notes)
 

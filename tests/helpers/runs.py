@@ -18,6 +18,7 @@ from manifpt.artifacts import artifact_table, parquet_bytes, tensor_column, to_n
 from manifpt.attributor.examples import Part
 from manifpt.attributor.features import FeatureStatistics
 from manifpt.attributor.openset import OpenSet
+from manifpt.attributor.spectrum import spectrum_size
 from manifpt.config import IndexConfig, ReferenceConfig
 from manifpt.estimates import Estimate
 from manifpt.monitoring.attributing import Attributing, commit_attributions
@@ -66,10 +67,14 @@ def artifacts_of(rows: pa.Table, shape: tuple[int, ...] = SHAPE, gap: float = 3.
     return np.reshape(found, (len(found), *shape)).astype(np.float16)
 
 
-def openset_of(labels: int, features: int = 512, threshold: float = 1e9, temperature: float = 1.0) -> OpenSet:
+def openset_of(
+    labels: int, features: int = 512, threshold: float = 1e9, temperature: float = 1.0, shape: tuple[int, ...] = SHAPE
+) -> OpenSet:
     """Of a bundle that was never trained: labels whose features lie apart, by distance; nothing is called unknown."""
     mean_sf = np.random.default_rng(0).standard_normal((labels, features))
-    known = FeatureStatistics(np.full(labels, 30.0), mean_sf, np.eye(features))
+    numbers = spectrum_size(shape)
+    spectra = (np.zeros((labels, numbers)), np.tile(np.eye(numbers), (labels, 1, 1)))
+    known = FeatureStatistics(np.full(labels, 30.0), mean_sf, np.eye(features), *spectra)
     return OpenSet(known, known.axes(), temperature, "distance", threshold)
 
 

@@ -50,7 +50,9 @@ def test_by_default_a_window_in_which_nothing_fired_gives_no_alert_but_a_first_o
 @pytest.mark.parametrize("test", TESTS)
 def test_a_cluster_is_a_newcomer_only_where_unknown_images_or_features_say_so_too(test: str) -> None:
     rules = (Rule("new", "newcomer", "critical"),)
-    assert bool(alerts_of(rules, [finding(test)], Counts(), [NEWCOMER], **NOW)) == (test in {"unknown", "features"})
+    assert bool(alerts_of(rules, [finding(test)], Counts(), [NEWCOMER], **NOW)) == (
+        test in {"unknown", "features", "spectrum"}
+    )
     assert not alerts_of(rules, [finding(test)], Counts(), [], **NOW)
 
 

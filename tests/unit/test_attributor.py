@@ -411,7 +411,12 @@ def test_no_artifacts_have_no_sources(bundle: Path) -> None:
     found = Attributor.load(f"file://{bundle}").predict(np.empty((0, *SHAPE), np.float16))
     assert found.source == () and found.probability_bs.shape == (0, 3)
     none = Attributor.load(str(bundle)).verdicts(np.empty((0, *SHAPE), np.float16))
-    assert none.label == () and none.feature_bk.shape == (0, 33) and none.unknown_score_b.shape == (0,)
+    assert (
+        none.label == ()
+        and none.feature_ba.shape == (0, 33)
+        and none.spectrum_bk.shape[0] == 0
+        and none.unknown_score_b.shape == (0,)
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 48), SHAPE, (2, 1, *SHAPE)])
@@ -457,11 +462,11 @@ def edited(change: Callable[[Any], Any]) -> Callable[[Path], object]:
         ("calibration.json", edited(lambda found: {"temperature": None}), "is damaged"),
         ("calibration.json", edited(lambda found: found | {"unknown": {"score": "x", "threshold": 1}}), "is damaged"),
         ("calibration.json", edited(lambda found: found | {"unknown": {"score": "energy"}}), "is damaged"),
-        ("config.json", edited(lambda config: config | {"format": 1}), "has format 1; this version reads 2: train it"),
+        ("config.json", edited(lambda config: config | {"format": 1}), "has format 1; this version reads 3: train it"),
         ("config.json", edited(lambda config: {"format": 1}), "has format 1"),
         ("config.json", edited(lambda config: config | {"shape": [3, 5, 5]}), "is damaged"),
         ("config.json", edited(lambda config: [1]), "is damaged"),
-        ("config.json", edited(lambda config: {"format": 2}), "are not those"),
+        ("config.json", edited(lambda config: {"format": 3}), "are not those"),
         ("config.json", edited(lambda config: {k: v for k, v in config.items() if k != "network"}), "is damaged"),
     ],
 )  # fmt: skip
@@ -619,8 +624,8 @@ def test_a_training_ends_in_a_bundle_that_tells_what_is_unknown(tmp_path: Path) 
     )
     assert apart_b.sum() >= len(apart_b) - 1
     np.testing.assert_allclose(table["unknown_score"].to_numpy(), said.unknown_score_b, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(to_numpy(table["feature"]), said.feature_bk, rtol=2e-3, atol=2e-3)
-    assert to_numpy(table["feature"]).dtype == np.float16 and said.feature_bk.shape == (len(table), 33)
+    np.testing.assert_allclose(to_numpy(table["feature"]), said.feature_ba, rtol=2e-3, atol=2e-3)
+    assert to_numpy(table["feature"]).dtype == np.float16 and said.feature_ba.shape == (len(table), 33)
 
     assert unknown["score"] == max(unknown["validation_auroc"], key=unknown["validation_auroc"].get)
     is_test_n = np.array(table["side"].to_pylist()) == "test"

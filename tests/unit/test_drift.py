@@ -27,7 +27,8 @@ def sample(rng: np.random.Generator, images: int, mix: tuple[float, ...] = (0.4,
     return Sample(
         label_b=np.array([f"gan{place}" for place in place_b], object),
         distance_b=5 * place_b + rng.normal(size=images) + shift,
-        feature_bk=(_CENTRE[place_b] + rng.normal(size=(images, 4))).astype(np.float32),
+        feature_ba=(_CENTRE[place_b] + rng.normal(size=(images, 4))).astype(np.float32),
+        spectrum_bk=(place_b[:, None] + rng.normal(size=(images, 3))).astype(np.float32),
         is_unknown_b=rng.random(images) < 0.05,
     )
 
@@ -62,7 +63,7 @@ def in_groups(rng: np.random.Generator, images: int, groups: int) -> Sample:
     of_latent = rng.integers(0, groups, images)
     is_one = found.label_b == "gan1"
     found.distance_b[is_one] += 3 * rng.normal(size=groups)[of_latent[is_one]]
-    found.feature_bk[is_one] += 3 * rng.normal(size=(groups, 4))[of_latent[is_one]]
+    found.feature_ba[is_one] += 3 * rng.normal(size=(groups, 4))[of_latent[is_one]]
     return replace(found, group_b=np.where(is_one, of_latent.astype(str), None))
 
 
@@ -83,7 +84,7 @@ def test_unknown_images_of_one_group_count_once() -> None:
     """Twenty unknown images of one latent are no sign that a fifth of all are."""
     groups = np.array(["a"] * 20 + [None] * 80, dtype=object)
     label_b, zero_b = np.full(100, "gan0", object), np.zeros(100)
-    baseline = Sample(label_b, zero_b, np.zeros((100, 2), np.float32), groups == "a", groups)
+    baseline = Sample(label_b, zero_b, *[np.zeros((100, 2), np.float32)] * 2, groups == "a", groups)
     one = baseline.independent()
     assert (len(one), one.is_unknown_b.sum()) == (81, 1)
     found = drift(baseline, replace(baseline, group_b=None), Counts(), Counts({"gan0": 80}, 20), 0.05, 0)
@@ -93,7 +94,7 @@ def test_unknown_images_of_one_group_count_once() -> None:
 def test_a_label_comes_in_groups_if_most_of_its_images_do() -> None:
     """Others that were taken for it may: eight of twenty are of two latents, and one is alone in its group."""
     groups = np.array([*"aaaabbbbc", *[None] * 11], dtype=object)
-    one = Sample(np.full(20, "gan0", object), np.zeros(20), np.zeros((20, 2), np.float32), np.zeros(20, bool), groups)
+    one = Sample(np.full(20, "gan0", object), np.zeros(20), *[np.zeros((20, 2))] * 2, np.zeros(20, bool), groups)
     assert one.grouped_labels() == set()
     assert one.take(np.arange(15)).grouped_labels() == {"gan0"}
 
@@ -130,8 +131,19 @@ def test_norms_that_shift_in_every_label_are_found() -> None:
 def test_a_new_cluster_of_features_is_found_whatever_label_it_is_given() -> None:
     rng = np.random.default_rng(4)
     window, same = sample(rng, 200), counts(rng, 1000)
-    window.feature_bk[:30, 3] += 5
+    window.feature_ba[:30, 3] += 5
     assert fired(drift(sample(rng, 600), window, same, same, 0.05, 0)) == {"features"}
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_a_change_of_spectra_alone_is_found_whatever_the_unit_of_a_ring(scale: float) -> None:
+    """A ring of small deviations counts as much as one of large ones."""
+    rng = np.random.default_rng(5)
+    baseline, window, same = sample(rng, 600), sample(rng, 200), counts(rng, 1000)
+    window.spectrum_bk[:60, 2] += 2.5
+    for each in (baseline, window):
+        each.spectrum_bk[:, 2] *= scale
+    assert fired(drift(baseline, window, same, same, 0.05, 0)) == {"spectrum"}
 
 
 @pytest.mark.parametrize("kind", ["unknown", "inconclusive", "rejected"])
@@ -149,7 +161,7 @@ def test_without_a_window_before_unknown_images_are_compared_with_the_baseline()
     window = replace(sample(rng, 160), is_unknown_b=np.arange(160) < 60)
     now = Counts({"gan0": 80, "gan1": 20}, unknown=12, inconclusive=48)  # of most, the verdict flips when re-encoded
     found = named(drift(sample(rng, 400), window, Counts(), now, 0.05, 0))
-    assert set(found) == {"norms", "features", "unknown"}
+    assert set(found) == {"norms", "features", "spectrum", "unknown"}
     assert found["unknown"].fired
 
 
@@ -224,7 +236,7 @@ def test_a_level_that_is_none_is_refused(level: float) -> None:
         drift(sample(rng, 20), sample(rng, 20), Counts(), Counts(), level, 0)
 
 
-@pytest.mark.parametrize("bad", ["distance_b", "feature_bk"])
+@pytest.mark.parametrize("bad", ["distance_b", "feature_ba"])
 def test_numbers_that_are_not_finite_are_refused(bad: str) -> None:
     rng = np.random.default_rng(0)
     window = sample(rng, 20)
@@ -234,10 +246,10 @@ def test_numbers_that_are_not_finite_are_refused(bad: str) -> None:
 
 
 def test_samples_without_any_difference_are_no_finding() -> None:
-    """All norms and features the same: only rounding could tell one exchange from another."""
-    same = Sample(np.full(81, "gan0", object), np.zeros(81), np.ones((81, 2), np.float32), np.zeros(81, bool))
+    """All norms, features and spectra the same: only rounding could tell one exchange from another."""
+    same = Sample(np.full(81, "gan0", object), np.zeros(81), *[np.ones((81, 2), np.float32)] * 2, np.zeros(81, bool))
     findings = named(drift(same, same.take(np.arange(37)), Counts(), Counts(), 0.05, 0))
-    assert (findings["norms"].p_value, findings["features"].p_value) == (1.0, 1.0)
+    assert [findings[name].p_value for name in ("norms", "features", "spectrum")] == [1.0, 1.0, 1.0]
 
 
 def test_with_one_label_norms_have_the_statistic_of_scipy() -> None:

@@ -501,7 +501,7 @@ def test_a_bundle_is_measured_on_its_own_test_images_or_on_another_run(
     }  # fmt: skip
     bundle = str(tmp_path / "bundle")
     save_bundle(bundle, network.state_dict(), examples.labels, config, {"unknown": {"rate": 0.05, "measured_rate": 0}},
-                openset_of(3), {}, "")  # fmt: skip
+                openset_of(3, shape=examples.shape), {}, "")  # fmt: skip
     found = evaluate(Path(run), attributor=(bundle,))
     (row,) = [row for row in found["table"] if row["method"].startswith("attributor")]
     test_n = np.flatnonzero(examples.side_n == TEST)

@@ -79,7 +79,7 @@ def attributor(plain: str, folder: Path, seed: int = 0, **changes: Any) -> str:
         "examples_digest": examples.digest, "choice": CHOICE.facts(), "altered": None,
     } | changes  # fmt: skip
     unknown = {"rate": 0.05, "measured_rate": 0.04}
-    openset = openset_of(2, threshold=22.5)
+    openset = openset_of(2, threshold=22.5, shape=examples.shape)
     save_bundle(str(folder), network.state_dict(), LABELS, config, {"unknown": unknown}, openset, {}, "")
     return str(folder)
 

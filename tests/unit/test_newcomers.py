@@ -24,22 +24,22 @@ class World:
         self._mixing = self.rng.normal(size=(FEATURES, FEATURES)) / np.sqrt(FEATURES)
         self._threshold = np.inf
         self.baseline = self.draw([200] * SOURCES)[0]
-        far_b = self._distances(self.baseline.feature_bk).min(axis=1)
+        far_b = self._distances(self.baseline.feature_ba).min(axis=1)
         self._threshold = float(np.quantile(far_b, 0.95))
         self.baseline = replace(self.baseline, is_unknown_b=far_b > self._threshold)
 
-    def _distances(self, feature_bk: np.ndarray) -> np.ndarray:
-        return np.linalg.norm(feature_bk[:, None] - np.maximum(self._centre[:SOURCES], 0), axis=2)
+    def _distances(self, feature_ba: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(feature_ba[:, None] - np.maximum(self._centre[:SOURCES], 0), axis=2)
 
     def draw(self, images: list[int]) -> tuple[Sample, np.ndarray]:
         """Images of each source; what comes after the known ones is new. Ids say the source."""
         source_b = np.repeat(np.arange(len(images)), images)
-        noise_bk = self.rng.normal(size=(len(source_b), FEATURES)) @ self._mixing
-        feature_bk = np.maximum(self._centre[source_b] + noise_bk, 0).astype(np.float32)
-        gap_bs = self._distances(feature_bk)
+        noise_ba = self.rng.normal(size=(len(source_b), FEATURES)) @ self._mixing
+        feature_ba = np.maximum(self._centre[source_b] + noise_ba, 0).astype(np.float32)
+        gap_bs = self._distances(feature_ba)
         label_b = np.array([f"gan{place}" for place in gap_bs.argmin(axis=1)], object)
         ids = np.array([f"{source}/{number}" for number, source in enumerate(source_b)], object)
-        return Sample(label_b, np.ones(len(ids)), feature_bk, gap_bs.min(axis=1) > self._threshold), ids
+        return Sample(label_b, np.ones(len(ids)), feature_ba, feature_ba, gap_bs.min(axis=1) > self._threshold), ids
 
 
 def sources_of(newcomer: Newcomer) -> set[str]:
@@ -81,9 +81,9 @@ def test_unknown_images_at_the_edges_of_known_sources_are_no_newcomer(seed: int,
 def test_unknown_images_of_many_kinds_are_no_newcomer() -> None:
     world = World(0)
     window, ids = world.draw([60] * SOURCES + [60])
-    wild = window.feature_bk.copy()
+    wild = window.feature_ba.copy()
     wild[-60:] = 6 * np.abs(world.rng.standard_t(1.5, size=(60, FEATURES)))
-    assert newcomers(replace(window, feature_bk=wild), ids, world.baseline, 0) == []
+    assert newcomers(replace(window, feature_ba=wild), ids, world.baseline, 0) == []
 
 
 def test_too_few_unknown_images_are_no_newcomer() -> None:
@@ -119,7 +119,7 @@ def test_a_flood_of_unknown_images_is_drawn_from_and_takes_seconds() -> None:
 def test_features_that_are_not_finite_are_refused() -> None:
     world = World(0)
     window, ids = world.draw([10] * SOURCES + [20])
-    window.feature_bk[0, 0] = np.nan
+    window.feature_ba[0, 0] = np.nan
     with pytest.raises(ConfigError, match="finite"):
         newcomers(window, ids, world.baseline, 0)
 
@@ -128,7 +128,7 @@ def test_dead_features_and_a_single_known_source_are_no_trouble() -> None:
     world = World(3)
     window, ids = world.draw([60] * SOURCES + [80])
     for sample in (window, world.baseline):
-        sample.feature_bk[:, 3] = 0
+        sample.feature_ba[:, 3] = 0
     only = world.baseline.take(np.flatnonzero(world.baseline.label_b == "gan0"))
     assert all(np.isfinite(found.separation) for found in newcomers(window, ids, only, 0))
     (found,) = newcomers(window, ids, world.baseline, 0)
@@ -139,10 +139,10 @@ def test_a_source_of_one_known_image_makes_no_number_infinite() -> None:
     """JSON has no infinity, and the webhook refused the whole alert."""
     world = World(0)
     window, ids = world.draw([60] * SOURCES + [80])
-    newcomer_k = window.feature_bk[60 * SOURCES :].mean(axis=0, keepdims=True)
-    rare = Sample(np.array(["rare"], object), np.ones(1), newcomer_k + 1, np.zeros(1, bool))
-    parts = [(getattr(world.baseline, name), getattr(rare, name)) for name in ("label_b", "distance_b", "feature_bk",
-                                                                            "is_unknown_b")]  # fmt: skip
+    newcomer_a = window.feature_ba[60 * SOURCES :].mean(axis=0, keepdims=True)
+    rare = Sample(np.array(["rare"], object), np.ones(1), *[newcomer_a + 1] * 2, np.zeros(1, bool))
+    parts = [(getattr(world.baseline, name), getattr(rare, name)) for name in ("label_b", "distance_b", "feature_ba",
+                                                                            "spectrum_bk", "is_unknown_b")]  # fmt: skip
     (found,) = newcomers(window, ids, Sample(*map(np.concatenate, parts)), 0)
     assert found.nearest_source == "rare"
     assert np.isfinite([found.separation, found.compactness]).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,13 +25,13 @@ def features_of(seed: int, count: int = 300, labels: int = 4, features: int = 6,
     mean_sf = apart * np.random.default_rng(99).standard_normal((labels, features))
     features_nf = mean_sf[label_n] + rng.standard_normal((count, features)) * np.linspace(0.1, 2, features)
     logits_ns = -cdist(features_nf, mean_sf) + 0.1 * rng.standard_normal((count, labels))
-    return Outputs(logits_ns.astype(np.float32), features_nf.astype(np.float32), label_n, np.arange(count))
+    spectrum_nk = label_n[:, None] + (1 + label_n[:, None]) * rng.standard_normal((count, 3)) * [1, 2, 0.1]
+    said = (values.astype(np.float32) for values in (logits_ns, features_nf, spectrum_nk))
+    return Outputs(*said, label_n, np.arange(count))
 
 
 def statistics_of(found: Outputs) -> FeatureStatistics:
-    return feature_statistics(
-        [(found.features_bf, found.label_b)], found.logits_bs.shape[1], found.features_bf.shape[1]
-    )
+    return feature_statistics([found], found.logits_bs.shape[1], found.features_bf.shape[1], 3)
 
 
 def by_hand(features_nf: np.ndarray, label_n: np.ndarray, labels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,14 +49,19 @@ def by_hand(features_nf: np.ndarray, label_n: np.ndarray, labels: int) -> tuple[
 def test_blocks_and_offsets_change_no_statistic(seed: int, block: int, offset: float) -> None:
     found = features_of(seed, count=90)
     features_nf = found.features_bf + offset
-    blocks = [(features_nf[n : n + block], found.label_b[n : n + block]) for n in range(0, 90, block)]
-    merged = feature_statistics(blocks, 4, 6)
+    moved = replace(found, features_bf=features_nf)
+    blocks = [moved.take(np.arange(n, min(n + block, 90))) for n in range(0, 90, block)]
+    merged = feature_statistics(blocks, 4, 6, 3)
     mean_sf, within_ff = by_hand(features_nf, found.label_b, 4)
     np.testing.assert_allclose(merged.mean_sf, mean_sf, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(merged.within_ff, within_ff, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(merged.mean_f, features_nf.mean(axis=0, dtype=np.float64), rtol=1e-7, atol=1e-7)
     np.testing.assert_allclose(merged.total_ff, np.cov(features_nf.astype(float).T, bias=True), rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(merged.count_s, np.bincount(found.label_b))
+    for label in range(4):
+        spectrum_nk = found.spectrum_bk[found.label_b == label].astype(float)
+        np.testing.assert_allclose(merged.spectrum_sk[label], spectrum_nk.mean(axis=0), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(merged.spread_skk[label], np.cov(spectrum_nk.T, bias=True), rtol=1e-7, atol=1e-9)
 
 
 def test_workers_together_have_what_one_would() -> None:
@@ -63,16 +69,19 @@ def test_workers_together_have_what_one_would() -> None:
     found = features_of(1)
     order_n = np.argsort(found.label_b, kind="stable")
     shares = [order_n[:100], order_n[100:170], order_n[170:]]
-    blocks = [(found.features_bf[share], found.label_b[share]) for share in shares]
+    blocks = [found.take(share) for share in shares]
     together = [list(of_call) for of_call in zip(*(_calls(block) for block in blocks), strict=True)]
     totals = iter([sum(of_call) for of_call in _resolved(blocks, together)])
-    merged = feature_statistics([blocks[0]], 4, 6, lambda sums: next(totals))
+    merged = feature_statistics([blocks[0]], 4, 6, 3, lambda sums: next(totals))
     mean_sf, within_ff = by_hand(found.features_bf, found.label_b, 4)
     np.testing.assert_allclose(merged.mean_sf, mean_sf, atol=1e-9)
     np.testing.assert_allclose(merged.within_ff, within_ff, atol=1e-9)
+    alone = statistics_of(found)
+    np.testing.assert_allclose(merged.spectrum_sk, alone.spectrum_sk, atol=1e-9)
+    np.testing.assert_allclose(merged.spread_skk, alone.spread_skk, atol=1e-9)
 
 
-def _calls(block: tuple[np.ndarray, np.ndarray]) -> Iterator[np.ndarray]:
+def _calls(block: Outputs) -> Iterator[np.ndarray]:
     """What a worker gives to the first two sums."""
     given: list[np.ndarray] = []
 
@@ -80,29 +89,28 @@ def _calls(block: tuple[np.ndarray, np.ndarray]) -> Iterator[np.ndarray]:
         given.append(sums.copy())
         return sums
 
-    feature_statistics([block], 4, 6, keep)
+    feature_statistics([block], 4, 6, 3, keep)
     yield from given[:2]
 
 
-def _resolved(
-    blocks: list[tuple[np.ndarray, np.ndarray]], together: list[list[np.ndarray]]
-) -> Iterator[list[np.ndarray]]:
-    """All sums, the third of which each worker takes around the means that the first two give."""
+def _resolved(blocks: list[Outputs], together: list[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
+    """All sums, the third of which each worker takes around the means that the first two give; two of spectra."""
     yield from together
     counts, sums = (sum(of_call) for of_call in together)
-    third = []
+    later: list[list[np.ndarray]] = []
     for block in blocks:
         answers = iter([counts, sums])
+        later.append([])
 
         def answer(value: np.ndarray, answers: Iterator[np.ndarray] = answers) -> np.ndarray:
             found = next(answers, None)
             if found is None:
-                third.append(value)
+                later[-1].append(value)
                 return value
             return found
 
-        feature_statistics([block], 4, 6, answer)
-    yield third
+        feature_statistics([block], 4, 6, 3, answer)
+    yield from ([of_block[n] for of_block in later] for n in range(3))
 
 
 @settings(max_examples=40, deadline=None)
@@ -122,27 +130,27 @@ def test_a_covariance_that_lacks_rank_has_it_afterwards() -> None:
 def test_statistics_survive_their_file() -> None:
     known = statistics_of(features_of(2))
     again = FeatureStatistics.from_bytes(known.to_bytes())
-    for name in ("count_s", "mean_sf", "within_ff"):
+    for name in ("count_s", "mean_sf", "within_ff", "spectrum_sk", "spread_skk"):
         np.testing.assert_array_equal(getattr(again, name), getattr(known, name))
 
 
 def test_axes_are_the_principal_ones_with_a_sign() -> None:
     known = statistics_of(features_of(3))
-    axes_kf = known.axes()
-    np.testing.assert_allclose(axes_kf @ axes_kf.T, np.eye(6), atol=1e-12)
-    variance_k = np.diag(axes_kf @ known.total_ff @ axes_kf.T)
-    assert (np.diff(variance_k) <= 1e-9).all() and variance_k.sum() == pytest.approx(np.trace(known.total_ff))
-    assert all(axis_f[np.abs(axis_f).argmax()] > 0 for axis_f in axes_kf)
+    axes_af = known.axes()
+    np.testing.assert_allclose(axes_af @ axes_af.T, np.eye(6), atol=1e-12)
+    variance_a = np.diag(axes_af @ known.total_ff @ axes_af.T)
+    assert (np.diff(variance_a) <= 1e-9).all() and variance_a.sum() == pytest.approx(np.trace(known.total_ff))
+    assert all(axis_f[np.abs(axis_f).argmax()] > 0 for axis_f in axes_af)
 
 
 def test_coordinates_and_the_rest_keep_all_distances_from_the_mean() -> None:
     found = features_of(4, features=40)
     known = statistics_of(found)
     openset = OpenSet(known, known.axes(), 1.0, "distance", 1.0)
-    feature_bk = openset.coordinates(found.features_bf)
-    assert feature_bk.shape == (300, 33) and feature_bk.dtype == np.float32 and (feature_bk[:, -1] >= 0).all()
+    feature_ba = openset.coordinates(found.features_bf)
+    assert feature_ba.shape == (300, 33) and feature_ba.dtype == np.float32 and (feature_ba[:, -1] >= 0).all()
     lengths_b = np.linalg.norm(found.features_bf - known.mean_f, axis=1)
-    np.testing.assert_allclose(np.linalg.norm(feature_bk, axis=1), lengths_b, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(feature_ba, axis=1), lengths_b, rtol=1e-5)
     assert openset.coordinates(found.features_bf[:0]).shape == (0, 33)
 
 
@@ -152,7 +160,7 @@ def test_coordinates_and_the_rest_keep_all_distances_from_the_mean() -> None:
 def test_scores_by_their_definitions() -> None:
     found = features_of(5)
     known, logits_bs = statistics_of(found), found.logits_bs.astype(np.float64)
-    say = {name: scorer(name, 1.7, known)(found.logits_bs, found.features_bf) for name in SCORES}
+    say = {name: scorer(name, 1.7, known)(found) for name in SCORES}
     assert all(score_b.dtype == np.float32 and score_b.shape == (300,) for score_b in say.values())
     probability_bs = np.exp(logits_bs / 1.7) / np.exp(logits_bs / 1.7).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(say["softmax"], 1 - probability_bs.max(axis=1), rtol=1e-5, atol=1e-7)
@@ -162,11 +170,18 @@ def test_scores_by_their_definitions() -> None:
     background_b = cdist(found.features_bf, known.mean_f[None], "mahalanobis", VI=total_ff)[:, 0] ** 2
     np.testing.assert_allclose(say["distance"], squared_b, rtol=1e-5)
     np.testing.assert_allclose(say["relative_distance"], squared_b - background_b, rtol=1e-4, atol=1e-4)
+    predicted_b = logits_bs.argmax(axis=1)
+    for n in range(0, 300, 7):
+        spectrum_nk = found.spectrum_bk[found.label_b == predicted_b[n]].astype(float)
+        spread_kk = oas(np.cov(spectrum_nk.T, bias=True), len(spectrum_nk))
+        apart_k = found.spectrum_bk[n] - spectrum_nk.mean(axis=0)
+        assert say["spectrum"][n] == pytest.approx(apart_k @ np.linalg.solve(spread_kk, apart_k), rel=1e-4)
 
 
 def test_what_is_nearly_sure_has_no_ties() -> None:
     logits_bs = np.array([[50.0, 0.0], [60.0, 0.0], [80.0, 0.0]], np.float32)
-    score_b = scorer("softmax", 1.0, statistics_of(features_of(6)))(logits_bs, np.zeros((3, 6)))
+    said = Outputs(logits_bs, np.zeros((3, 6)), np.zeros((3, 3)), np.zeros(3, np.int64), np.arange(3))
+    score_b = scorer("softmax", 1.0, statistics_of(features_of(6)))(said)
     assert score_b[0] > score_b[1] > score_b[2] > 0
 
 
@@ -176,7 +191,9 @@ def test_what_lies_far_from_all_is_less_known(name: str) -> None:
     score = scorer(name, 1.0, statistics_of(found))
     between_bf = found.features_bf.mean(axis=0) + 0.1 * np.random.default_rng(0).standard_normal((50, 6))
     logits_bs = -cdist(between_bf, statistics_of(found).mean_sf)
-    assert auroc(score(found.logits_bs, found.features_bf), score(logits_bs, between_bf)) > 0.75
+    number_b = np.arange(50)
+    between = Outputs(logits_bs, between_bf, np.full((50, 3), 8.0), number_b, number_b)
+    assert auroc(score(found), score(between)) > 0.75
 
 
 # --- the choice ---
@@ -187,25 +204,35 @@ def test_each_label_is_hidden_in_turn() -> None:
     known, expected = statistics_of(found), {name: [] for name in SCORES}
     for hidden, others in ((0, [1, 2]), (1, [0, 2]), (2, [0, 1])):
         is_hidden_n = found.label_b == hidden
-        rest = FeatureStatistics(known.count_s[others], known.mean_sf[others], known.within_ff)
+        of_labels = (known.spectrum_sk[others], known.spread_skk[others])
+        rest = FeatureStatistics(known.count_s[others], known.mean_sf[others], known.within_ff, *of_labels)
         for name in SCORES:
-            score_n = scorer(name, 1.3, rest)(found.logits_bs[:, others], found.features_bf)
+            score_n = scorer(name, 1.3, rest)(replace(found, logits_bs=found.logits_bs[:, others]))
             expected[name].append(auroc(score_n[~is_hidden_n], score_n[is_hidden_n]))
     aurocs = validation_aurocs(found, 1.3, known)
     assert aurocs == pytest.approx({name: np.mean(values) for name, values in expected.items()})
 
 
 def test_the_score_that_knows_something_is_chosen() -> None:
-    """Logits of noise leave the distances; features of noise leave what comes of logits."""
+    """Logits of noise leave the distances, features of noise what comes of logits, and a network of noise spectra."""
     found = features_of(9)
     noise = np.random.default_rng(0)
-    no_logits = Outputs(noise.standard_normal((300, 4)), found.features_bf, found.label_b, found.row_b)
-    no_features = Outputs(found.logits_bs, noise.standard_normal((300, 6)), found.label_b, found.row_b)
-    for outputs, names in ((no_logits, {"distance", "relative_distance"}), (no_features, {"softmax", "energy"})):
+    no_logits = replace(found, logits_bs=noise.standard_normal((300, 4)))
+    no_features = replace(found, features_bf=noise.standard_normal((300, 6)))
+    told_nk = 30 * found.label_b[:, None] + noise.standard_normal((300, 3))
+    # Of another label, if its own is hidden.
+    sure_ns = 9.1 * np.eye(4)[found.label_b] + 9 * np.eye(4)[(found.label_b + 1) % 4]
+    sure_ns += 30 * noise.random((300, 1))
+    no_network = replace(no_features, logits_bs=sure_ns, spectrum_bk=told_nk)
+    for outputs, names in (
+        (no_logits, {"distance", "relative_distance"}),
+        (no_features, {"softmax", "energy"}),
+        (no_network, {"spectrum"}),
+    ):
         known = statistics_of(outputs)
         chosen = chosen_on(outputs, 1.0, known, validation_aurocs(outputs, 1.0, known), 0.1)
         assert chosen.score in names
-        score_n = chosen.scores(outputs.logits_bs, outputs.features_bf)
+        score_n = chosen.scores(outputs)
         assert chosen.threshold == threshold_at(score_n, outputs.label_b, 0.1)
 
 
@@ -217,7 +244,7 @@ def test_an_open_set_survives_its_files() -> None:
         again = OpenSet.from_bytes(openset.to_bytes(), 1.5, openset.chosen())
         assert again.chosen() == openset.chosen() and again.threshold == threshold
         for read in (
-            lambda o: o.scores(found.logits_bs, found.features_bf),
+            lambda o: o.scores(found),
             lambda o: o.coordinates(found.features_bf),
         ):
             np.testing.assert_array_equal(read(again), read(openset))
