@@ -102,8 +102,7 @@ def feature_statistics(
         reduce: sums over all workers.
     """
     count_s, mean_sf, scatter_ff = np.zeros(labels), np.zeros((labels, features)), np.zeros((features, features))
-    # Logarithms, of a few numbers each: plain sums lose nothing of them in float64.
-    sum_sk, product_skk = np.zeros((labels, numbers)), np.zeros((labels, numbers, numbers))
+    spectrum_sk, scatter_skk = np.zeros((labels, numbers)), np.zeros((labels, numbers, numbers))
     for block in blocks:
         features_bf, label_b = block.features_bf.astype(np.float64), block.label_b
         of_block_s = np.bincount(label_b, minlength=labels).astype(np.float64)
@@ -114,19 +113,23 @@ def feature_statistics(
         apart_sf = block_mean_sf - mean_sf
         scatter_ff += rest_bf.T @ rest_bf + (apart_sf.T * (count_s * of_block_s / total_s)) @ apart_sf
         mean_sf += apart_sf * (of_block_s / total_s)[:, None]
-        count_s += of_block_s
         for label in np.unique(label_b):
             spectrum_bk = block.spectrum_bk[label_b == label].astype(np.float64)
-            sum_sk[label] += spectrum_bk.sum(axis=0)
-            product_skk[label] += spectrum_bk.T @ spectrum_bk
+            rest_bk = spectrum_bk - spectrum_bk.mean(axis=0)
+            apart_k, share = spectrum_bk.mean(axis=0) - spectrum_sk[label], of_block_s[label] / total_s[label]
+            scatter_skk[label] += rest_bk.T @ rest_bk + count_s[label] * share * np.outer(apart_k, apart_k)
+            spectrum_sk[label] += share * apart_k
+        count_s += of_block_s
     all_count_s = reduce(count_s)
     all_mean_sf = reduce(mean_sf * count_s[:, None]) / np.maximum(all_count_s, 1)[:, None]
     apart_sf = mean_sf - all_mean_sf
     all_scatter_ff = reduce(scatter_ff + (apart_sf.T * count_s) @ apart_sf)
-    of_label_s = np.maximum(all_count_s, 1)
-    spectrum_sk = reduce(sum_sk) / of_label_s[:, None]
-    spread_skk = reduce(product_skk) / of_label_s[:, None, None] - spectrum_sk[:, :, None] * spectrum_sk[:, None]
-    return FeatureStatistics(all_count_s, all_mean_sf, all_scatter_ff / all_count_s.sum(), spectrum_sk, spread_skk)
+    all_spectrum_sk = reduce(spectrum_sk * count_s[:, None]) / np.maximum(all_count_s, 1)[:, None]
+    apart_sk = spectrum_sk - all_spectrum_sk
+    all_scatter_skk = reduce(scatter_skk + count_s[:, None, None] * apart_sk[:, :, None] * apart_sk[:, None])
+    spread_skk = all_scatter_skk / np.maximum(all_count_s, 1)[:, None, None]
+    within_ff = all_scatter_ff / all_count_s.sum()
+    return FeatureStatistics(all_count_s, all_mean_sf, within_ff, all_spectrum_sk, spread_skk)
 
 
 def oas(covariance_ff: np.ndarray, count: float) -> np.ndarray:

@@ -11,11 +11,15 @@ Scores; each is larger for what is less known:
     relative_distance  the same, less the squared distance to the mean of all training features by their total
                        covariance (Ren et al., 2021, arXiv:2106.09022, eq. 3): directions in which everything varies
                        count for less
-    spectrum           squared Mahalanobis distance of the artifact's spectrum to the mean of its most probable label's,
-                       by that label's own covariance, shrunk. Ours: a network looks at what tells known sources apart,
-                       and a new one may differ elsewhere
+    spectrum           logarithm of the squared Mahalanobis distance of the artifact's spectrum to the mean of its most
+                       probable label's, by that label's own covariance, shrunk. Ours: a network looks at what tells
+                       known sources apart, and a new one may differ elsewhere
+    NAME+spectrum      one of the first four and `spectrum`, each less its median among validation images and divided by
+                       their interquartile range, and no less than -1, then added. Networks are surest of some sources
+                       that they never saw: below that, certainty no longer outweighs a spectrum that is odd
 
-Which of them serves is chosen without an unknown image: see `validation_aurocs`.
+Which of the first four serves is chosen without an unknown image: see `validation_aurocs`. The spectrum is always
+added: those areas can't say what it is worth, since nothing in it was trained to tell the label that they hide.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,11 +39,22 @@ from manifpt.attributor.features import FeatureStatistics, oas
 from manifpt.attributor.outputs import Outputs
 from manifpt.metrics.openset import auroc
 
-__all__ = ["SCORES", "OpenSet", "chosen_on", "scorer", "threshold_at", "validation_aurocs"]
+__all__ = [
+    "SCORES",
+    "WITH_SPECTRUM",
+    "OpenSet",
+    "chosen_on",
+    "scorer",
+    "threshold_at",
+    "usual_of",
+    "validation_aurocs",
+]
 
 
 # What a network says of B artifacts -> float [B]; larger is less known.
 Score = Callable[[Outputs], np.ndarray]
+Usual = Mapping[str, tuple[float, float]]
+_NONE: Usual = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,8 @@ class OpenSet:
         statistics: of the training artifacts' features.
         axes_af: float64 [A, F], their principal axes; kept, since another machine may find equal ones in another order.
         temperature: of the calibration.
-        score: a key of `SCORES`.
+        score: a key of `SCORES`, with `+spectrum` or without.
+        usual: median and interquartile range of the two scores that are added; see `usual_of`.
         threshold: scores above it are called unknown; infinite: none is.
     """
 
@@ -57,6 +74,7 @@ class OpenSet:
     axes_af: np.ndarray
     temperature: float
     score: str
+    usual: Usual
     threshold: float
 
     @classmethod
@@ -67,39 +85,44 @@ class OpenSet:
             LookupError, TypeError, ValueError, SafetensorError: they aren't those.
         """
         score, threshold = chosen["score"], chosen["threshold"]
-        if score not in SCORES:
+        if score.removesuffix(WITH_SPECTRUM) not in SCORES:
             raise ValueError(f"unknown score {score!r}")
+        usual = {name: (float(middle), float(spread)) for name, (middle, spread) in chosen["usual"].items()}
+        if score.endswith(WITH_SPECTRUM) and set(usual) != {score.removesuffix(WITH_SPECTRUM), "spectrum"}:
+            raise ValueError(f"{score} without what is usual of both")
         limit = float("inf") if threshold is None else float(threshold)
-        return cls(FeatureStatistics.from_bytes(data), load(data)["axes_af"], temperature, score, limit)
+        return cls(FeatureStatistics.from_bytes(data), load(data)["axes_af"], temperature, score, usual, limit)
 
     def check(self, labels: int, features: int, numbers: int) -> None:
         """Raises:
         ValueError: it is of a network with other labels, features or artifacts, or holds numbers that can't be.
         """
-        found, s, f, k = self.statistics, labels, features, numbers
+        found, (s, f, k) = self.statistics, (labels, features, numbers)
         arrays = (found.count_s, found.mean_sf, found.within_ff, found.spectrum_sk, found.spread_skk, self.axes_af)
         shapes = (*(array.shape for array in arrays[:-1]), self.axes_af.shape[1:])
-        if shapes != ((s,), (s, f), (f, f), (s, k), (s, k, k), (f,)) or any(
-            array.dtype != np.float64 for array in arrays
-        ):
+        expected = ((s,), (s, f), (f, f), (s, k), (s, k, k), (f,))
+        if shapes != expected or any(array.dtype != np.float64 for array in arrays):
             raise ValueError("statistics of another network")
         if not all(np.isfinite(array).all() for array in arrays) or (found.count_s <= 0).any():
             raise ValueError("statistics that are not finite")
         if not 0 < self.temperature < np.inf or np.isnan(self.threshold):
             raise ValueError(f"temperature {self.temperature}, threshold {self.threshold}")
+        if not all(np.isfinite(middle) and 0 < spread < np.inf for middle, spread in self.usual.values()):
+            raise ValueError(f"usual {dict(self.usual)}")
 
     def to_bytes(self) -> bytes:
         """`openset.safetensors`: statistics and axes."""
         return self.statistics.to_bytes(axes_af=self.axes_af)
 
     def chosen(self) -> dict[str, Any]:
-        """Score and threshold, as `from_bytes` takes them; JSON has no infinity."""
-        return {"score": self.score, "threshold": self.threshold if np.isfinite(self.threshold) else None}
+        """Score, what is usual of it, and threshold, as `from_bytes` takes them; JSON has no infinity."""
+        threshold = self.threshold if np.isfinite(self.threshold) else None
+        return {"score": self.score, "usual": {k: list(v) for k, v in self.usual.items()}, "threshold": threshold}
 
     @cached_property
     def scores(self) -> Score:
         """The chosen score; its factorisations are made once."""
-        return scorer(self.score, self.temperature, self.statistics)
+        return scorer(self.score, self.temperature, self.statistics, self.usual)
 
     def coordinates(self, features_bf: np.ndarray) -> np.ndarray:
         """float32 [B, A + 1]: features along the axes, from the mean of the training features; the norm of the rest."""
@@ -109,16 +132,25 @@ class OpenSet:
         return np.concatenate([along_ba, rest_b[:, None]], axis=1).astype(np.float32)
 
 
-def scorer(name: str, temperature: float, statistics: FeatureStatistics) -> Score:
-    """How unlike the known sources artifacts are, by what a network says of them; as float32 [B].
+def scorer(name: str, temperature: float, statistics: FeatureStatistics, usual: Usual = _NONE) -> Score:
+    """How unlike the known sources artifacts are, by what a network says of them and their spectra; as float32 [B].
 
     Args:
-        name: a key of `SCORES`.
+        name: a key of `SCORES`, with `+spectrum` or without.
         temperature: of the calibration.
-        statistics: of the network's training features.
+        statistics: of the training artifacts.
+        usual: of the scores that are added; see `usual_of`.
     """
-    score = SCORES[name](temperature, statistics)
-    return lambda said: score(said).astype(np.float32)
+    if not name.endswith(WITH_SPECTRUM):
+        score = SCORES[name](temperature, statistics)
+        return lambda said: score(said).astype(np.float32)
+    parts = [(SCORES[part](temperature, statistics), *middle_and_spread) for part, middle_and_spread in usual.items()]
+
+    def added(said: Outputs) -> np.ndarray:
+        scaled = [np.maximum((score(said) - middle) / spread, _SUREST) for score, middle, spread in parts]
+        return np.sum(scaled, axis=0).astype(np.float32)
+
+    return added
 
 
 def _softmax(temperature: float, _: FeatureStatistics) -> Score:
@@ -145,8 +177,9 @@ def _relative_distance(temperature: float, known: FeatureStatistics) -> Score:
 
 
 def _spectrum(_: float, known: FeatureStatistics) -> Score:
+    rounding_kk = _LEAST_VARIANCE * np.eye(known.spectrum_sk.shape[1])
     of_labels = [
-        _squared_distances(mean_k[None], oas(spread_kk, count))
+        _squared_distances(mean_k[None], oas(spread_kk, count) + rounding_kk)
         for mean_k, spread_kk, count in zip(known.spectrum_sk, known.spread_skk, known.count_s, strict=True)
     ]
 
@@ -155,7 +188,7 @@ def _spectrum(_: float, known: FeatureStatistics) -> Score:
         for label, squared in enumerate(of_labels):
             is_label_b = said.predicted_b == label
             squared_b[is_label_b] = squared(said.spectrum_bk[is_label_b].astype(float))[:, 0]
-        return squared_b
+        return np.log(squared_b + _LEAST_SQUARED)
 
     return score
 
@@ -176,6 +209,10 @@ def _squared_distances(mean_sf: np.ndarray, covariance_ff: np.ndarray) -> Callab
     return squared
 
 
+WITH_SPECTRUM = "+spectrum"
+_SUREST = -1.0  # interquartile ranges from the median
+_LEAST_VARIANCE = 1e-4  # of a ring's logarithm: a hundredth of its power may be an artifact's rounding
+_LEAST_SQUARED = 1e-3  # of an image whose spectrum is the mean
 SCORES: dict[str, Callable[[float, FeatureStatistics], Score]] = {
     "softmax": _softmax,
     "energy": _energy,
@@ -214,10 +251,22 @@ def validation_aurocs(validation: Outputs, temperature: float, statistics: Featu
     return {name: float(np.mean(of_score)) for name, of_score in found.items()}
 
 
+def usual_of(name: str, validation: Outputs, temperature: float, statistics: FeatureStatistics) -> Usual:
+    """Median and interquartile range of a score and of `spectrum` among validation images, by their names.
+
+    What they say of a few images changes neither. A range of 0, as of images that are all alike, is taken for 1.
+    """
+    found = {}
+    for part in (name, "spectrum"):
+        low, middle, high = np.quantile(scorer(part, temperature, statistics)(validation), [0.25, 0.5, 0.75])
+        found[part] = (float(middle), float(high - low) or 1.0)
+    return found
+
+
 def chosen_on(
     validation: Outputs, temperature: float, statistics: FeatureStatistics, aurocs: Mapping[str, float], rate: float
 ) -> OpenSet:
-    """The best score, with the threshold of a rate. Of equal ones, the first of `SCORES`.
+    """The best score of a network, with the spectrum added, and the threshold of a rate. Of equal ones, the first.
 
     Score, threshold and the network's best epoch are chosen on the same images, which the guarantee of `threshold_at`
     does not allow for. The rate measured on test images says what that costs.
@@ -229,9 +278,11 @@ def chosen_on(
         aurocs: by score; see `validation_aurocs`.
         rate: share of images of known sources that may be called unknown; see `threshold_at`.
     """
-    score = max(aurocs, key=lambda name: aurocs[name])
-    score_n = scorer(score, temperature, statistics)(validation)
-    return OpenSet(statistics, statistics.axes(), temperature, score, threshold_at(score_n, validation.label_b, rate))
+    best = max((name for name in aurocs if name != "spectrum"), key=lambda name: aurocs[name])
+    usual = usual_of(best, validation, temperature, statistics)
+    score_n = scorer(best + WITH_SPECTRUM, temperature, statistics, usual)(validation)
+    threshold = threshold_at(score_n, validation.label_b, rate)
+    return OpenSet(statistics, statistics.axes(), temperature, best + WITH_SPECTRUM, usual, threshold)
 
 
 def threshold_at(score_n: np.ndarray, label_n: np.ndarray, rate: float) -> float:

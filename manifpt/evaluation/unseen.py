@@ -17,7 +17,15 @@ import torch
 from manifpt.attributor.calibration import fit_temperature
 from manifpt.attributor.examples import Examples
 from manifpt.attributor.features import feature_statistics
-from manifpt.attributor.openset import SCORES, chosen_on, scorer, threshold_at, validation_aurocs
+from manifpt.attributor.openset import (
+    SCORES,
+    WITH_SPECTRUM,
+    chosen_on,
+    scorer,
+    threshold_at,
+    usual_of,
+    validation_aurocs,
+)
 from manifpt.attributor.outputs import Outputs, joined
 from manifpt.attributor.splits import TEST, TRAIN, VALIDATION
 from manifpt.attributor.training import outputs_of
@@ -67,18 +75,19 @@ def measure_unseen(work: Work) -> dict[str, Any]:
     temperature = fit_temperature(validation.logits_bs, validation.label_b)
     aurocs = validation_aurocs(validation, temperature, statistics)
     found = {}
-    for name in SCORES:
-        score = scorer(name, temperature, statistics)
+    for name in (*SCORES, *(name + WITH_SPECTRUM for name in SCORES if name != "spectrum")):
+        usual = usual_of(name.removesuffix(WITH_SPECTRUM), validation, temperature, statistics)
+        score = scorer(name, temperature, statistics, usual)
         validation_n, known_n, unseen_n = (score(outputs) for outputs in (validation, known, unseen))
         threshold = threshold_at(validation_n, validation.label_b, FALSE_ALARMS)
         found[name] = {
             "auroc": auroc(known_n, unseen_n),
             "fpr95": fpr_at_tpr(known_n, unseen_n),
             "oscr": oscr(known_n, known.is_right_b, unseen_n),
-            "validation_auroc": aurocs[name],
             **asdict(operating_point(known_n, known.is_right_b, unseen_n, threshold)),
         }
     return end_stage(work, "unseen", {
+        "validation_aurocs": aurocs,
         "chosen": chosen_on(validation, temperature, statistics, aurocs, FALSE_ALARMS).score,
         "closed_accuracy": known.accuracy,
         "known_images": len(known.label_b),

@@ -75,7 +75,7 @@ def openset_of(
     numbers = spectrum_size(shape)
     spectra = (np.zeros((labels, numbers)), np.tile(np.eye(numbers), (labels, 1, 1)))
     known = FeatureStatistics(np.full(labels, 30.0), mean_sf, np.eye(features), *spectra)
-    return OpenSet(known, known.axes(), temperature, "distance", threshold)
+    return OpenSet(known, known.axes(), temperature, "distance", {}, threshold)
 
 
 def make_run(

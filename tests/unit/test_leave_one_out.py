@@ -70,9 +70,10 @@ def test_each_generator_is_left_out_and_what_is_unlike_all_is_found(run: str, tm
     by_label = {row["left_out"]: row for row in document["rows"]}
     assert set(by_label) == {"gan", "noise", "vae"}, "real images are never the unknown ones"
     for label, row in by_label.items():
-        assert row["images"] == SOURCES[label] and set(row["scores"]) == {
-            "chosen", "softmax", "energy", "distance", "relative_distance",
-        }  # fmt: skip
+        of_network = {"softmax", "energy", "distance", "relative_distance"}
+        with_spectrum = {f"{name}+spectrum" for name in of_network}
+        assert row["images"] == SOURCES[label] and row["chosen"][0] in with_spectrum
+        assert set(row["scores"]) == {"chosen", "spectrum"} | of_network | with_spectrum
         assert row["scores"]["chosen"] == row["scores"][row["chosen"][0]]
         for measured in row["scores"].values():
             assert 0 <= measured["oscr"] <= min(measured["auroc"], row["closed_accuracy"]) + 1e-9
@@ -82,7 +83,7 @@ def test_each_generator_is_left_out_and_what_is_unlike_all_is_found(run: str, tm
     assert document == json.loads(json.dumps(found["document"])) and document["false_alarms"] == 0.05
     text = (tmp_path / "out" / "leave_one_out.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert text == found["text"] and len(lines) == 2 + 5 + 2 + 3 and len({line.count("|") for line in lines}) == 2
+    assert text == found["text"] and len(lines) == 2 + 10 + 2 + 3 and len({line.count("|") for line in lines}) == 2
 
     tests = [read_outputs([str(path)]) for path in (tmp_path / "out").rglob("validation.parquet")]
     assert {outputs.logits_bs.shape[1] for outputs in tests} == {3}, "no output for what is left out"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scipy.spatial.distance import cdist
 from sklearn.covariance import oas as their_oas
 
 from manifpt.attributor.features import FeatureStatistics, feature_statistics, oas
-from manifpt.attributor.openset import SCORES, OpenSet, chosen_on, scorer, threshold_at, validation_aurocs
+from manifpt.attributor.openset import SCORES, OpenSet, chosen_on, scorer, threshold_at, usual_of, validation_aurocs
 from manifpt.attributor.outputs import Outputs
 from manifpt.metrics.openset import auroc
 
@@ -69,48 +70,24 @@ def test_workers_together_have_what_one_would() -> None:
     found = features_of(1)
     order_n = np.argsort(found.label_b, kind="stable")
     shares = [order_n[:100], order_n[100:170], order_n[170:]]
-    blocks = [found.take(share) for share in shares]
-    together = [list(of_call) for of_call in zip(*(_calls(block) for block in blocks), strict=True)]
-    totals = iter([sum(of_call) for of_call in _resolved(blocks, together)])
-    merged = feature_statistics([blocks[0]], 4, 6, 3, lambda sums: next(totals))
-    mean_sf, within_ff = by_hand(found.features_bf, found.label_b, 4)
-    np.testing.assert_allclose(merged.mean_sf, mean_sf, atol=1e-9)
-    np.testing.assert_allclose(merged.within_ff, within_ff, atol=1e-9)
+    given: list[np.ndarray] = [np.zeros(0)] * len(shares)
+    all_gave = Barrier(len(shares))
+
+    def worked(rank: int) -> FeatureStatistics:
+        def reduce(sums: np.ndarray) -> np.ndarray:
+            given[rank] = sums
+            all_gave.wait(10)
+            total = np.asarray(sum(given))
+            all_gave.wait(10)  # before any worker gives its next
+            return total
+
+        return feature_statistics([found.take(shares[rank])], 4, 6, 3, reduce)
+
     alone = statistics_of(found)
-    np.testing.assert_allclose(merged.spectrum_sk, alone.spectrum_sk, atol=1e-9)
-    np.testing.assert_allclose(merged.spread_skk, alone.spread_skk, atol=1e-9)
-
-
-def _calls(block: Outputs) -> Iterator[np.ndarray]:
-    """What a worker gives to the first two sums."""
-    given: list[np.ndarray] = []
-
-    def keep(sums: np.ndarray) -> np.ndarray:
-        given.append(sums.copy())
-        return sums
-
-    feature_statistics([block], 4, 6, 3, keep)
-    yield from given[:2]
-
-
-def _resolved(blocks: list[Outputs], together: list[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
-    """All sums, the third of which each worker takes around the means that the first two give; two of spectra."""
-    yield from together
-    counts, sums = (sum(of_call) for of_call in together)
-    later: list[list[np.ndarray]] = []
-    for block in blocks:
-        answers = iter([counts, sums])
-        later.append([])
-
-        def answer(value: np.ndarray, answers: Iterator[np.ndarray] = answers) -> np.ndarray:
-            found = next(answers, None)
-            if found is None:
-                later[-1].append(value)
-                return value
-            return found
-
-        feature_statistics([block], 4, 6, 3, answer)
-    yield from ([of_block[n] for of_block in later] for n in range(3))
+    with ThreadPoolExecutor(len(shares)) as pool:
+        for merged in pool.map(worked, range(len(shares))):
+            for name in ("count_s", "mean_sf", "within_ff", "spectrum_sk", "spread_skk"):
+                np.testing.assert_allclose(getattr(merged, name), getattr(alone, name), atol=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
@@ -146,7 +123,7 @@ def test_axes_are_the_principal_ones_with_a_sign() -> None:
 def test_coordinates_and_the_rest_keep_all_distances_from_the_mean() -> None:
     found = features_of(4, features=40)
     known = statistics_of(found)
-    openset = OpenSet(known, known.axes(), 1.0, "distance", 1.0)
+    openset = OpenSet(known, known.axes(), 1.0, "distance", {}, 1.0)
     feature_ba = openset.coordinates(found.features_bf)
     assert feature_ba.shape == (300, 33) and feature_ba.dtype == np.float32 and (feature_ba[:, -1] >= 0).all()
     lengths_b = np.linalg.norm(found.features_bf - known.mean_f, axis=1)
@@ -175,7 +152,36 @@ def test_scores_by_their_definitions() -> None:
         spectrum_nk = found.spectrum_bk[found.label_b == predicted_b[n]].astype(float)
         spread_kk = oas(np.cov(spectrum_nk.T, bias=True), len(spectrum_nk))
         apart_k = found.spectrum_bk[n] - spectrum_nk.mean(axis=0)
-        assert say["spectrum"][n] == pytest.approx(apart_k @ np.linalg.solve(spread_kk, apart_k), rel=1e-4)
+        squared = apart_k @ np.linalg.solve(spread_kk + 1e-4 * np.eye(3), apart_k)
+        assert say["spectrum"][n] == pytest.approx(np.log(squared + 1e-3), rel=1e-4, abs=1e-5)
+    usual = usual_of("energy", found, 1.7, known)
+    parts = [
+        np.maximum((say[name] - np.median(say[name])) / np.subtract(*np.quantile(say[name], [0.75, 0.25])), -1)
+        for name in ("energy", "spectrum")
+    ]
+    both_b = scorer("energy+spectrum", 1.7, known, usual)(found)
+    np.testing.assert_allclose(both_b, np.sum(parts, axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_certainty_does_not_outweigh_an_odd_spectrum() -> None:
+    """An unseen source of large artifacts makes a network surer than any known one does."""
+    found = features_of(11)
+    known = statistics_of(found)
+    odd = replace(found, logits_bs=np.abs(10 * found.logits_bs), spectrum_bk=found.spectrum_bk + 40)
+    usual = usual_of("energy", found, 1.0, known)
+    areas = {
+        name: auroc(*(scorer(name, 1.0, known, usual)(each) for each in (found, odd)))
+        for name in ("energy", "energy+spectrum")
+    }
+    assert areas["energy"] < 0.05 and areas["energy+spectrum"] > 0.95
+
+
+def test_images_that_are_all_alike_have_a_score() -> None:
+    found = features_of(12).take(np.zeros(40, np.int64))
+    found = replace(found, label_b=np.arange(40) % 4)
+    known = statistics_of(found)
+    score_b = scorer("energy+spectrum", 1.0, known, usual_of("energy", found, 1.0, known))(found)
+    assert np.isfinite(score_b).all() and len(set(score_b.tolist())) == 1
 
 
 def test_what_is_nearly_sure_has_no_ties() -> None:
@@ -214,24 +220,17 @@ def test_each_label_is_hidden_in_turn() -> None:
 
 
 def test_the_score_that_knows_something_is_chosen() -> None:
-    """Logits of noise leave the distances, features of noise what comes of logits, and a network of noise spectra."""
+    """Logits of noise leave the distances, features of noise what comes of logits; the spectrum is added to either."""
     found = features_of(9)
     noise = np.random.default_rng(0)
     no_logits = replace(found, logits_bs=noise.standard_normal((300, 4)))
     no_features = replace(found, features_bf=noise.standard_normal((300, 6)))
-    told_nk = 30 * found.label_b[:, None] + noise.standard_normal((300, 3))
-    # Of another label, if its own is hidden.
-    sure_ns = 9.1 * np.eye(4)[found.label_b] + 9 * np.eye(4)[(found.label_b + 1) % 4]
-    sure_ns += 30 * noise.random((300, 1))
-    no_network = replace(no_features, logits_bs=sure_ns, spectrum_bk=told_nk)
-    for outputs, names in (
-        (no_logits, {"distance", "relative_distance"}),
-        (no_features, {"softmax", "energy"}),
-        (no_network, {"spectrum"}),
-    ):
+    for outputs, names in ((no_logits, {"distance", "relative_distance"}), (no_features, {"softmax", "energy"})):
         known = statistics_of(outputs)
         chosen = chosen_on(outputs, 1.0, known, validation_aurocs(outputs, 1.0, known), 0.1)
-        assert chosen.score in names
+        score, of_network = chosen.score, chosen.score.removesuffix("+spectrum")
+        assert score == f"{of_network}+spectrum" and of_network in names
+        assert set(chosen.usual) == {of_network, "spectrum"}
         score_n = chosen.scores(outputs)
         assert chosen.threshold == threshold_at(score_n, outputs.label_b, 0.1)
 
@@ -240,7 +239,9 @@ def test_an_open_set_survives_its_files() -> None:
     found = features_of(10)
     known = statistics_of(found)
     for threshold in (3.25, float("inf")):
-        openset = OpenSet(known, known.axes(), 1.5, "relative_distance", threshold)
+        openset = OpenSet(
+            known, known.axes(), 1.5, "energy+spectrum", {"energy": (1.5, 2.0), "spectrum": (0, 1)}, threshold
+        )
         again = OpenSet.from_bytes(openset.to_bytes(), 1.5, openset.chosen())
         assert again.chosen() == openset.chosen() and again.threshold == threshold
         for read in (
