@@ -11,9 +11,9 @@ Scores; each is larger for what is less known:
     relative_distance  the same, less the squared distance to the mean of all training features by their total
                        covariance (Ren et al., 2021, arXiv:2106.09022, eq. 3): directions in which everything varies
                        count for less
-    spectrum           logarithm of the squared Mahalanobis distance of the artifact's spectrum to the mean of its most
-                       probable label's, by that label's own covariance, shrunk. Ours: a network looks at what tells
-                       known sources apart, and a new one may differ elsewhere
+    spectrum           Mahalanobis distance of the artifact's spectrum to the mean of its most probable label's, by that
+                       label's own covariance, shrunk. Ours: a network looks at what tells known sources apart, and a
+                       new one may differ elsewhere
     NAME+spectrum      one of the first four and `spectrum`, each less its median among validation images and divided by
                        their interquartile range, and no less than -1, then added. Networks are surest of some sources
                        that they never saw: below that, certainty no longer outweighs a spectrum that is odd
@@ -188,7 +188,7 @@ def _spectrum(_: float, known: FeatureStatistics) -> Score:
         for label, squared in enumerate(of_labels):
             is_label_b = said.predicted_b == label
             squared_b[is_label_b] = squared(said.spectrum_bk[is_label_b].astype(float))[:, 0]
-        return np.log(squared_b + _LEAST_SQUARED)
+        return np.sqrt(squared_b)
 
     return score
 
@@ -212,7 +212,6 @@ def _squared_distances(mean_sf: np.ndarray, covariance_ff: np.ndarray) -> Callab
 WITH_SPECTRUM = "+spectrum"
 _SUREST = -1.0  # interquartile ranges from the median
 _LEAST_VARIANCE = 1e-4  # of a ring's logarithm: a hundredth of its power may be an artifact's rounding
-_LEAST_SQUARED = 1e-3  # of an image whose spectrum is the mean
 SCORES: dict[str, Callable[[float, FeatureStatistics], Score]] = {
     "softmax": _softmax,
     "energy": _energy,

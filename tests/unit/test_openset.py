@@ -153,7 +153,7 @@ def test_scores_by_their_definitions() -> None:
         spread_kk = oas(np.cov(spectrum_nk.T, bias=True), len(spectrum_nk))
         apart_k = found.spectrum_bk[n] - spectrum_nk.mean(axis=0)
         squared = apart_k @ np.linalg.solve(spread_kk + 1e-4 * np.eye(3), apart_k)
-        assert say["spectrum"][n] == pytest.approx(np.log(squared + 1e-3), rel=1e-4, abs=1e-5)
+        assert say["spectrum"][n] == pytest.approx(np.sqrt(squared), rel=1e-4)
     usual = usual_of("energy", found, 1.7, known)
     parts = [
         np.maximum((say[name] - np.median(say[name])) / np.subtract(*np.quantile(say[name], [0.75, 0.25])), -1)
