@@ -13,6 +13,7 @@ from typing import Any
 
 from manifpt import cluster
 from manifpt.attributor.examples import Examples
+from manifpt.attributor.openset import SCORES
 from manifpt.config import EvaluateConfig
 from manifpt.errors import ConfigError
 from manifpt.evaluation.evaluate import check_codec
@@ -82,7 +83,8 @@ def measure_leave_one_out(config: EvaluateConfig) -> dict[str, Any]:
 
 def _work(candidate: Candidate, examples: Examples, label: str, output: str, seed: int) -> Work:
     known, held = hold_out(examples, label)
-    key = candidate.key() | {"examples": known.digest, "left_out": label, "test": held.digest, "seed": seed}
+    key = candidate.key() | {"examples": known.digest, "left_out": label, "test": held.digest, "seed": seed,
+                             "scores": list(SCORES)}  # fmt: skip
     folder = join(output, "leave_one_out", f"{candidate.space.name}-{candidate.estimate.name}-{key_digest(key)}")
     return Work(folder=folder, key=key, name=candidate.network, examples=known, test_examples=held,
                 recipe=candidate.recipe, seed=seed)  # fmt: skip
