@@ -1,15 +1,15 @@
 """The attributor bundle: a trained network, what its artifacts are, and how far to believe it. One call loads it.
 
-Legend: B artifacts, S labels, F features, K principal axes.
+Legend: B artifacts, S labels, F features, A principal axes, K numbers of a spectrum.
 
     config.json          space, estimate, reference digest, shape, network, recipe; SHA-256 of both safetensors; written
                          last
     labels.json          S names, in the order of the network's outputs
     model.safetensors    weights, and the training artifacts' mean and standard deviation
-    openset.safetensors  what the training artifacts' features look like, and their principal axes
+    openset.safetensors  what features and spectra of the training artifacts look like, and the features' principal axes
     calibration.json     the temperature that makes probabilities of logits, fitted on validation; reliability on test;
-                         `unknown`: the score of unknownness, its threshold, the rate it was chosen for and the rate
-                         measured on test
+                         `unknown`: the score of unknownness, what is usual of its parts, its threshold, the rate it was
+                         chosen for and the rate measured on test
     calibration.png      the same reliability, drawn
     baseline.parquet     validation and test images as the attributor sees them: see `manifpt.attributor.baseline`
     metrics.json         what it reached on the test images
@@ -39,7 +39,7 @@ from manifpt.documents import Kinds, json_of, load_tensors, object_of
 from manifpt.errors import ConfigError
 from manifpt.storage import join, normalize, store_of
 
-__all__ = ["Attribution", "Attributor", "Verdicts", "save_bundle"]
+__all__ = ["Attribution", "Attributor", "Verdicts", "is_finished", "save_bundle"]
 
 _FORMAT = 3
 _CONFIG: Kinds = {"network": str, "shape": list, "space": dict, "estimate": dict, "reference_digest": str}
@@ -224,6 +224,13 @@ class Attributor:
                 f"it knows {', '.join(self.labels)}. Map them with --labels, or train it with them."
             )
         return np.array([known[source] for source in sources], np.int64)
+
+
+def is_finished(uri: str) -> bool:
+    """Whether a training left a bundle there that this version reads. One of an earlier version is made anew."""
+    if store_of(uri).stat(join(uri, "config.json")) is None:
+        return False
+    return bool(_read(uri, "config.json").get("format") == _FORMAT)
 
 
 def _bytes(uri: str, name: str) -> bytes:

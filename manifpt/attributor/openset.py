@@ -4,7 +4,8 @@ Legend: B artifacts, N validation images, S labels, F features, A principal axes
 
 Scores; each is larger for what is less known:
 
-    softmax            1 - the largest calibrated probability (Hendrycks and Gimpel, ICLR 2017)
+    softmax            logarithm of the calibrated odds against the most probable label: it orders images as 1 - the
+                       largest probability does (Hendrycks and Gimpel, ICLR 2017), and tells apart what is nearly sure
     energy             -log sum exp(logits) (Liu et al., NeurIPS 2020, eq. 4 at T = 1)
     distance           squared Mahalanobis distance of the features to the nearest label's mean (Lee et al., NeurIPS
                        2018, eq. 2), by the covariance of all labels pooled, shrunk
@@ -12,14 +13,15 @@ Scores; each is larger for what is less known:
                        covariance (Ren et al., 2021, arXiv:2106.09022, eq. 3): directions in which everything varies
                        count for less
     spectrum           Mahalanobis distance of the artifact's spectrum to the mean of its most probable label's, by that
-                       label's own covariance, shrunk. Ours: a network looks at what tells known sources apart, and a
-                       new one may differ elsewhere
+                       label's own covariance, shrunk to that of all: of few images more. Ours: a network looks at what
+                       tells known sources apart, and a new one may differ elsewhere
     NAME+spectrum      one of the first four and `spectrum`, each less its median among validation images and divided by
                        their interquartile range, and no less than -1, then added. Networks are surest of some sources
                        that they never saw: below that, certainty no longer outweighs a spectrum that is odd
 
 Which of the first four serves is chosen without an unknown image: see `validation_aurocs`. The spectrum is always
-added: those areas can't say what it is worth, since nothing in it was trained to tell the label that they hide.
+added where there is one (a vector has none but its norm): those areas can't say what it is worth, since nothing in it
+was trained to tell the label that they hide.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load
 from scipy.linalg import solve_triangular
-from scipy.special import logsumexp, softmax
+from scipy.special import logsumexp
 
 from manifpt.attributor.features import FeatureStatistics, oas
 from manifpt.attributor.outputs import Outputs
@@ -59,10 +61,10 @@ _NONE: Usual = MappingProxyType({})
 
 @dataclass(frozen=True)
 class OpenSet:
-    """Statistics of training features, and the score and threshold that validation chose.
+    """Statistics of training artifacts, and the score and threshold that validation chose.
 
     Attributes:
-        statistics: of the training artifacts' features.
+        statistics: of the training artifacts.
         axes_af: float64 [A, F], their principal axes; kept, since another machine may find equal ones in another order.
         temperature: of the calibration.
         score: a key of `SCORES`, with `+spectrum` or without.
@@ -84,10 +86,10 @@ class OpenSet:
         Raises:
             LookupError, TypeError, ValueError, SafetensorError: they aren't those.
         """
-        score, threshold = chosen["score"], chosen["threshold"]
+        score, threshold = str(chosen["score"]), chosen["threshold"]
         if score.removesuffix(WITH_SPECTRUM) not in SCORES:
             raise ValueError(f"unknown score {score!r}")
-        usual = {name: (float(middle), float(spread)) for name, (middle, spread) in chosen["usual"].items()}
+        usual = {name: (float(middle), float(spread)) for name, (middle, spread) in dict(chosen["usual"]).items()}
         if score.endswith(WITH_SPECTRUM) and set(usual) != {score.removesuffix(WITH_SPECTRUM), "spectrum"}:
             raise ValueError(f"{score} without what is usual of both")
         limit = float("inf") if threshold is None else float(threshold)
@@ -155,8 +157,10 @@ def scorer(name: str, temperature: float, statistics: FeatureStatistics, usual: 
 
 def _softmax(temperature: float, _: FeatureStatistics) -> Score:
     def score(said: Outputs) -> np.ndarray:
-        others_bs = np.sort(softmax(said.logits_bs.astype(float) / temperature, axis=1), axis=1)[:, :-1]
-        return np.asarray(others_bs.sum(axis=1))  # 1 - the largest would round what is nearly sure to ties
+        logits_bs = np.sort(said.logits_bs.astype(float) / temperature, axis=1)
+        if logits_bs.shape[1] == 1:  # there is nothing else that it could be
+            return np.zeros(len(logits_bs))
+        return np.asarray(logsumexp(logits_bs[:, :-1], axis=1) - logits_bs[:, -1])
 
     return score
 
@@ -177,11 +181,14 @@ def _relative_distance(temperature: float, known: FeatureStatistics) -> Score:
 
 
 def _spectrum(_: float, known: FeatureStatistics) -> Score:
-    rounding_kk = _LEAST_VARIANCE * np.eye(known.spectrum_sk.shape[1])
-    of_labels = [
-        _squared_distances(mean_k[None], oas(spread_kk, count) + rounding_kk)
-        for mean_k, spread_kk, count in zip(known.spectrum_sk, known.spread_skk, known.count_s, strict=True)
-    ]
+    numbers = known.spectrum_sk.shape[1]
+    rounding_kk = _LEAST_VARIANCE * np.eye(numbers)
+    pooled_kk = np.tensordot(known.count_s, known.spread_skk, axes=1) / known.count_s.sum()
+    of_labels = []
+    for mean_k, spread_kk, count in zip(known.spectrum_sk, known.spread_skk, known.count_s, strict=True):
+        # As if it had K more images, whose spread is that of all labels: few of its own say little, and one nothing.
+        mixed_kk = (count * spread_kk + numbers * pooled_kk) / (count + numbers)
+        of_labels.append(_squared_distances(mean_k[None], oas(mixed_kk, count + numbers) + rounding_kk))
 
     def score(said: Outputs) -> np.ndarray:
         squared_b = np.empty(len(said.predicted_b))
@@ -236,7 +243,7 @@ def validation_aurocs(validation: Outputs, temperature: float, statistics: Featu
     Args:
         validation: N images, some of each label.
         temperature: of the calibration.
-        statistics: of the training features.
+        statistics: of the training artifacts.
     """
     label_n = validation.label_b
     labels = np.unique(label_n)
@@ -265,7 +272,8 @@ def usual_of(name: str, validation: Outputs, temperature: float, statistics: Fea
 def chosen_on(
     validation: Outputs, temperature: float, statistics: FeatureStatistics, aurocs: Mapping[str, float], rate: float
 ) -> OpenSet:
-    """The best score of a network, with the spectrum added, and the threshold of a rate. Of equal ones, the first.
+    """The best score of a network, with the spectrum added where there is one, and the threshold of a rate. Of equal
+    ones, the first.
 
     Score, threshold and the network's best epoch are chosen on the same images, which the guarantee of `threshold_at`
     does not allow for. The rate measured on test images says what that costs.
@@ -273,15 +281,17 @@ def chosen_on(
     Args:
         validation: images of all labels.
         temperature: of the calibration.
-        statistics: of the training features.
+        statistics: of the training artifacts.
         aurocs: by score; see `validation_aurocs`.
         rate: share of images of known sources that may be called unknown; see `threshold_at`.
     """
     best = max((name for name in aurocs if name != "spectrum"), key=lambda name: aurocs[name])
-    usual = usual_of(best, validation, temperature, statistics)
-    score_n = scorer(best + WITH_SPECTRUM, temperature, statistics, usual)(validation)
+    name, usual = best, _NONE
+    if validation.spectrum_bk.shape[1] > 1:
+        name, usual = best + WITH_SPECTRUM, usual_of(best, validation, temperature, statistics)
+    score_n = scorer(name, temperature, statistics, usual)(validation)
     threshold = threshold_at(score_n, validation.label_b, rate)
-    return OpenSet(statistics, statistics.axes(), temperature, best + WITH_SPECTRUM, usual, threshold)
+    return OpenSet(statistics, statistics.axes(), temperature, name, usual, threshold)
 
 
 def threshold_at(score_n: np.ndarray, label_n: np.ndarray, rate: float) -> float:

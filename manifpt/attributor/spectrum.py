@@ -3,6 +3,8 @@ network learned.
 
 Legend: B artifacts, C channels, H W pixels, R rings, K = C R numbers.
 
+Of an artifact as an image: one in `frequency` is a spectrum itself, and its rings are those of that picture.
+
 An attributor's features keep what tells the sources of its training apart; a new source may differ in none of that.
 Twelve rings a channel are few enough to know each label's own spread, and see every frequency.
 """
@@ -31,7 +33,7 @@ def spectrum_of(artifacts: torch.Tensor) -> torch.Tensor:
         artifacts: float32 [B, C, H, W] or [B, D].
 
     Returns:
-        float32 [B, K], finite where the artifacts are finite and below 1e18.
+        float32 [B, K], finite where the artifacts are below 1e15.
     """
     if artifacts.ndim == 2:
         power_bk = artifacts.square().mean(dim=1, keepdim=True)

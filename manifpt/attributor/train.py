@@ -41,6 +41,7 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
     examples = select_examples(run, config.space, choice)
     altered = read_altered([normalize(other) for other in config.altered_artifacts], examples)
     from manifpt.attributor import training  # torch costs seconds
+    from manifpt.attributor.bundle import is_finished
 
     network = config.network or ("resnet50" if len(examples.shape) == 3 else "head")
     training.check_network(network, examples.shape)
@@ -54,7 +55,7 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
     weights = _imagenet() if network == "resnet50" else None
     facts = _facts(config, examples, altered, network, recipe, weights.weights_sha256 if weights else None)
     publish_facts(join(output, "training.json"), facts, "training")
-    if store_of(output).stat(join(output, "config.json")) is not None:
+    if is_finished(output):
         metrics: dict[str, Any] = json.loads(store_of(output).read(join(output, "metrics.json")))
         return metrics | {"labels": list(examples.labels), "trained": False}
     track = make_tracker(config.tracker, output)

@@ -121,7 +121,7 @@ def _mean_and_std(worker: Worker, job: Job, rows: StreamedRows) -> tuple[torch.T
 
 
 def _write_statistics(worker: Worker, job: Job, network: AttributorNetwork, rows: StreamedRows) -> None:
-    """What the features of the training artifacts look like to the trained network; every worker adds its share."""
+    """What the training artifacts look like to the trained network; every worker adds its share."""
     batches = (_tensors(*block) for block in rows.all("artifact", "label", "row", rows=rows_at_once(job.shape)))
     blocks = outputs_of(network, batches, worker.device)
     sizes = (len(job.labels), network.classifier.in_features, spectrum_size(job.shape))

@@ -103,5 +103,7 @@ def finite(features_nf: np.ndarray, dtype: Any = np.float64) -> np.ndarray:
     with np.errstate(over="ignore"):  # becomes infinite, and is refused
         rows_nf = np.ascontiguousarray(features_nf, dtype)
     if not np.isfinite(rows_nf).all():
-        raise ConfigError("A feature is no finite number: the network that made it is broken; train it again.")
+        raise ConfigError(
+            "A feature or a spectrum is no finite number: the network that made it is broken; train it again."
+        )
     return rows_nf

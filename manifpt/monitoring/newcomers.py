@@ -1,6 +1,7 @@
 """Clusters among unknown images that look like one new generator: HDBSCAN on an attributor's features.
 
-Legend: B images of the window, U unknown ones among them, N images of the baseline, K features, C components.
+Legend: B images of the window, U unknown ones among them, N images of the baseline, A coordinates of a feature, C
+components.
 
 A cluster has no p-value. Whether there are more unknown images than there should be is a test of
 `manifpt.monitoring.drift`; this says what they are, and `manifpt.monitoring.alerts` asks for both.
@@ -114,18 +115,18 @@ def _components(feature_ba: np.ndarray, unknown_u: np.ndarray, baseline: Sample)
     """The window's and the baseline's images in principal components of all unknown and known ones, float64 [., C]."""
     from sklearn.decomposition import PCA
 
-    known_nk = finite(baseline.feature_ba)
-    residual_nk = known_nk.copy()
+    known_na = finite(baseline.feature_ba)
+    residual_na = known_na.copy()
     for name in set(baseline.label_b):
-        residual_nk[baseline.label_b == name] -= residual_nk[baseline.label_b == name].mean(axis=0)
-    scale_k = residual_nk.std(axis=0)
-    scale_k = np.maximum(scale_k, np.median(scale_k) / 10)  # a unit that is dead among the known would outweigh all
-    scale_k[scale_k == 0] = 1
-    window_bk = finite(feature_ba) / scale_k
-    known_nk = known_nk / scale_k
-    both_nk = np.concatenate([window_bk[unknown_u], known_nk])
-    rotation = PCA(min(_COMPONENTS, *both_nk.shape), svd_solver="full").fit(both_nk)
-    return rotation.transform(window_bk), rotation.transform(known_nk)
+        residual_na[baseline.label_b == name] -= residual_na[baseline.label_b == name].mean(axis=0)
+    scale_a = residual_na.std(axis=0)
+    scale_a = np.maximum(scale_a, np.median(scale_a) / 10)  # a unit that is dead among the known would outweigh all
+    scale_a[scale_a == 0] = 1
+    window_ba = finite(feature_ba) / scale_a
+    known_na = known_na / scale_a
+    both_na = np.concatenate([window_ba[unknown_u], known_na])
+    rotation = PCA(min(_COMPONENTS, *both_na.shape), svd_solver="full").fit(both_na)
+    return rotation.transform(window_ba), rotation.transform(known_na)
 
 
 def _grown(component_uc: np.ndarray, core_u: np.ndarray, known: _Known) -> list[np.ndarray]:

@@ -142,8 +142,6 @@ def read_baseline(attributor_uri: str) -> Sample:
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise ConfigError(f"{uri} is missing or damaged: train the attributor again.") from error
     sample = _sample(table, "predicted")
-    if "group" not in table.column_names:  # of a bundle from before there was one
-        return sample
     together = zip(table["label"].to_pylist(), table["group"].to_pylist(), strict=True)
     groups = [None if group is None else f"{label}/{group}" for label, group in together]
     return replace(sample, group_b=np.array(groups, dtype=object))

@@ -1,6 +1,6 @@
 """Two samples compared within labels: permutation tests that another mix of labels alone can't set off.
 
-Legend: N images of both samples, K features, S labels that both samples have, P permutations.
+Legend: N images of both samples, K features or numbers of a spectrum, S labels that both samples have, P permutations.
 
 A window brings more of one source and less of another than training did, and that is no drift of norms or features. So
 an image is only ever exchanged with images of its own label. Where window and baseline are alike within each label,
@@ -54,8 +54,12 @@ class Strata:
 
     def scaled(self, values_nk: np.ndarray) -> np.ndarray:
         """float64 [N, K], each coordinate over its standard deviation within the labels of both samples together, which
-        no exchange changes; one that never differs stays as it is."""
-        scaled_nk = np.asarray(values_nk, np.float64)
+        no exchange changes; one that never differs stays as it is.
+
+        Raises:
+            ConfigError: a number that is not finite.
+        """
+        scaled_nk = finite(values_nk)
         rest = [scaled_nk[rows] - scaled_nk[rows].mean(axis=0) for rows in self.rows_s]
         deviation_k = np.concatenate(rest).std(axis=0)
         return scaled_nk / np.where(deviation_k > 0, deviation_k, 1)

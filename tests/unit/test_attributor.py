@@ -26,7 +26,7 @@ from manifpt import cluster, distributed, following
 from manifpt.artifacts import to_numpy
 from manifpt.attributor import finish as finish_module
 from manifpt.attributor import train as train_module
-from manifpt.attributor.bundle import Attributor, save_bundle
+from manifpt.attributor.bundle import Attributor, is_finished, save_bundle
 from manifpt.attributor.card import model_card
 from manifpt.attributor.choice import Choice, read_labels
 from manifpt.attributor.examples import Examples, select_examples
@@ -433,6 +433,12 @@ def test_artifacts_that_are_no_numbers_are_refused(bundle: Path, value: float) -
         Attributor.load(str(bundle)).predict(artifacts)
 
 
+def test_a_bundle_of_an_earlier_version_is_trained_again_by_the_same_command(bundle: Path, tmp_path: Path) -> None:
+    assert is_finished(str(bundle)) and not is_finished(str(tmp_path / "none"))
+    edited(lambda config: config | {"format": 2})(bundle / "config.json")
+    assert not is_finished(str(bundle))
+
+
 def test_labels_that_it_does_not_know_are_refused(bundle: Path) -> None:
     attributor = Attributor.load(str(bundle))
     assert attributor.label_numbers(["vae", "gan"]).tolist() == [2, 0]
@@ -445,6 +451,10 @@ def test_labels_that_it_does_not_know_are_refused(bundle: Path) -> None:
 
 def edited(change: Callable[[Any], Any]) -> Callable[[Path], object]:
     return lambda path: path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def unknown_as(**changes: Any) -> Callable[[Path], object]:
+    return edited(lambda found: found | {"unknown": found["unknown"] | changes})
 
 
 @pytest.mark.parametrize(
@@ -462,6 +472,10 @@ def edited(change: Callable[[Any], Any]) -> Callable[[Path], object]:
         ("calibration.json", edited(lambda found: {"temperature": None}), "is damaged"),
         ("calibration.json", edited(lambda found: found | {"unknown": {"score": "x", "threshold": 1}}), "is damaged"),
         ("calibration.json", edited(lambda found: found | {"unknown": {"score": "energy"}}), "is damaged"),
+        ("calibration.json", unknown_as(score=None), "is damaged"),
+        ("calibration.json", unknown_as(usual=3), "is damaged"),
+        ("calibration.json", unknown_as(score="energy+spectrum", usual={"energy": [0, 1]}), "is damaged"),
+        ("calibration.json", unknown_as(usual={"energy": [0, 1], "spectrum": [0, 0]}), "usual"),
         ("config.json", edited(lambda config: config | {"format": 1}), "has format 1; this version reads 3: train it"),
         ("config.json", edited(lambda config: {"format": 1}), "has format 1"),
         ("config.json", edited(lambda config: config | {"shape": [3, 5, 5]}), "is damaged"),

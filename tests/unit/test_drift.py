@@ -135,6 +135,14 @@ def test_a_new_cluster_of_features_is_found_whatever_label_it_is_given() -> None
     assert fired(drift(sample(rng, 600), window, same, same, 0.05, 0)) == {"features"}
 
 
+def test_a_vector_has_no_spectrum_to_compare() -> None:
+    rng, same = np.random.default_rng(6), Counts()
+    baseline, window = (
+        replace(each, spectrum_bk=each.spectrum_bk[:, :1]) for each in (sample(rng, 90), sample(rng, 40))
+    )
+    assert set(named(drift(baseline, window, same, same, 0.05, 0))) == {"norms", "features", "unknown"}
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_a_change_of_spectra_alone_is_found_whatever_the_unit_of_a_ring(scale: float) -> None:
     """A ring of small deviations counts as much as one of large ones."""
@@ -236,7 +244,7 @@ def test_a_level_that_is_none_is_refused(level: float) -> None:
         drift(sample(rng, 20), sample(rng, 20), Counts(), Counts(), level, 0)
 
 
-@pytest.mark.parametrize("bad", ["distance_b", "feature_ba"])
+@pytest.mark.parametrize("bad", ["distance_b", "feature_ba", "spectrum_bk"])
 def test_numbers_that_are_not_finite_are_refused(bad: str) -> None:
     rng = np.random.default_rng(0)
     window = sample(rng, 20)

@@ -32,7 +32,7 @@ def features_of(seed: int, count: int = 300, labels: int = 4, features: int = 6,
 
 
 def statistics_of(found: Outputs) -> FeatureStatistics:
-    return feature_statistics([found], found.logits_bs.shape[1], found.features_bf.shape[1], 3)
+    return feature_statistics([found], found.logits_bs.shape[1], found.features_bf.shape[1], found.spectrum_bk.shape[1])
 
 
 def by_hand(features_nf: np.ndarray, label_n: np.ndarray, labels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +140,8 @@ def test_scores_by_their_definitions() -> None:
     say = {name: scorer(name, 1.7, known)(found) for name in SCORES}
     assert all(score_b.dtype == np.float32 and score_b.shape == (300,) for score_b in say.values())
     probability_bs = np.exp(logits_bs / 1.7) / np.exp(logits_bs / 1.7).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(say["softmax"], 1 - probability_bs.max(axis=1), rtol=1e-5, atol=1e-7)
+    largest_b = probability_bs.max(axis=1)
+    np.testing.assert_allclose(say["softmax"], np.log((1 - largest_b) / largest_b), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(say["energy"], -np.log(np.exp(logits_bs).sum(axis=1)), rtol=1e-5, atol=1e-6)
     within_ff, total_ff = (np.linalg.inv(oas(covariance, 300)) for covariance in (known.within_ff, known.total_ff))
     squared_b = cdist(found.features_bf, known.mean_sf, "mahalanobis", VI=within_ff).min(axis=1) ** 2
@@ -148,9 +149,11 @@ def test_scores_by_their_definitions() -> None:
     np.testing.assert_allclose(say["distance"], squared_b, rtol=1e-5)
     np.testing.assert_allclose(say["relative_distance"], squared_b - background_b, rtol=1e-4, atol=1e-4)
     predicted_b = logits_bs.argmax(axis=1)
+    pooled_kk = np.mean(known.spread_skk, axis=0)  # labels are of one size
     for n in range(0, 300, 7):
         spectrum_nk = found.spectrum_bk[found.label_b == predicted_b[n]].astype(float)
-        spread_kk = oas(np.cov(spectrum_nk.T, bias=True), len(spectrum_nk))
+        count = len(spectrum_nk)
+        spread_kk = oas((count * np.cov(spectrum_nk.T, bias=True) + 3 * pooled_kk) / (count + 3), count + 3)
         apart_k = found.spectrum_bk[n] - spectrum_nk.mean(axis=0)
         squared = apart_k @ np.linalg.solve(spread_kk + 1e-4 * np.eye(3), apart_k)
         assert say["spectrum"][n] == pytest.approx(np.sqrt(squared), rel=1e-4)
@@ -163,17 +166,40 @@ def test_scores_by_their_definitions() -> None:
     np.testing.assert_allclose(both_b, np.sum(parts, axis=0), rtol=1e-4, atol=1e-5)
 
 
-def test_certainty_does_not_outweigh_an_odd_spectrum() -> None:
+@pytest.mark.parametrize("name", ["softmax", "energy", "distance", "relative_distance"])
+def test_certainty_does_not_outweigh_an_odd_spectrum(name: str) -> None:
     """An unseen source of large artifacts makes a network surer than any known one does."""
     found = features_of(11)
     known = statistics_of(found)
-    odd = replace(found, logits_bs=np.abs(10 * found.logits_bs), spectrum_bk=found.spectrum_bk + 40)
-    usual = usual_of("energy", found, 1.0, known)
-    areas = {
-        name: auroc(*(scorer(name, 1.0, known, usual)(each) for each in (found, odd)))
-        for name in ("energy", "energy+spectrum")
-    }
-    assert areas["energy"] < 0.05 and areas["energy+spectrum"] > 0.95
+    sure_bs = 40 * np.eye(4, dtype=np.float32)[found.label_b]
+    odd = Outputs(sure_bs, known.mean_sf[found.label_b], found.spectrum_bk + 40, found.label_b, found.row_b)
+    usual = usual_of(name, found, 1.0, known)
+    alone, added = (
+        auroc(*(scorer(each, 1.0, known, usual)(outputs) for outputs in (found, odd)))
+        for each in (name, f"{name}+spectrum")
+    )
+    assert alone < 0.1 and added > 0.95
+
+
+def test_a_label_of_few_images_has_the_spread_of_all() -> None:
+    """One image has none of its own; that of two is a line, off which everything would be odd."""
+    rng = np.random.default_rng(0)
+    label_n = np.repeat(np.arange(4), [400, 400, 2, 1])
+    spectrum_nk = (0.2 * rng.standard_normal((803, 12))).astype(np.float32)
+    known = statistics_of(Outputs(np.zeros((803, 4)), np.zeros((803, 6)), spectrum_nk, label_n, label_n))
+
+    def score(spectrum_bk: np.ndarray, label: int) -> np.ndarray:
+        number_b = np.full(len(spectrum_bk), label)
+        sure_bs = np.eye(4)[number_b]
+        return scorer("spectrum", 1.0, known)(
+            Outputs(sure_bs, np.zeros((len(number_b), 6)), spectrum_bk, number_b, number_b)
+        )
+
+    usual = float(np.quantile(score(spectrum_nk, 0), 0.95))
+    for label in (2, 3):
+        usual_here = score((0.2 * rng.standard_normal((500, 12))).astype(np.float32), label)
+        assert np.median(usual_here) < 2 * usual
+        assert (score(spectrum_nk[:50] + 2, label) > 2 * np.quantile(usual_here, 0.95)).all()
 
 
 def test_images_that_are_all_alike_have_a_score() -> None:
@@ -188,7 +214,7 @@ def test_what_is_nearly_sure_has_no_ties() -> None:
     logits_bs = np.array([[50.0, 0.0], [60.0, 0.0], [80.0, 0.0]], np.float32)
     said = Outputs(logits_bs, np.zeros((3, 6)), np.zeros((3, 3)), np.zeros(3, np.int64), np.arange(3))
     score_b = scorer("softmax", 1.0, statistics_of(features_of(6)))(said)
-    assert score_b[0] > score_b[1] > score_b[2] > 0
+    assert 0 > score_b[0] > score_b[1] > score_b[2]
 
 
 @pytest.mark.parametrize("name", SCORES)
