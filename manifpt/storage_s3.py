@@ -222,13 +222,18 @@ class S3Store:
             for page in obstore.list(self._bucket(bucket), prefix or None, chunk_size=1000):
                 for item in page:
                     last = item["path"]
-                    if item["size"] or self.stat(f"s3://{bucket}/{last}"):  # a folder's marker comes without its "/"
+                    if item["size"] or self._is_empty(bucket, last):
                         etag = (item["e_tag"] or "").strip('"')
                         yield Entry(last[len(prefix) :], f"s3://{bucket}/{last}", item["size"], etag)
             return
         except (InvalidPathError, ValueError):  # a key that obstore can't name: boto3 goes on from here
             pass
         yield from self._list_from(bucket, prefix, last)
+
+    def _is_empty(self, bucket: str, key: str) -> bool:
+        """Whether a key is an empty object and no folder's marker: obstore lists `a/` as `a`, which may be another."""
+        found = self.stat(f"s3://{bucket}/{key}")
+        return found is not None and not found.size_bytes
 
     def _list_from(self, bucket: str, prefix: str, last: str) -> Iterator[Entry]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, StartAfter=last)

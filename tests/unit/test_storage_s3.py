@@ -11,6 +11,7 @@ from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 from obstore.exceptions import GenericError, InvalidPathError, PermissionDeniedError
 
+from manifpt.storage import Entry
 from manifpt.storage_s3 import S3Store, _region_of
 
 
@@ -120,6 +121,20 @@ def test_a_listing_that_boto3_goes_on_with_fails_in_a_sentence(monkeypatch: pyte
     s3 = store(monkeypatch, Client(refuses_pages=True), InvalidPathError("a//b"))
     with pytest.raises(PermissionError, match="access denied"):
         list(s3.list("s3://b/run"))
+
+
+def test_the_marker_of_a_folder_is_not_listed_as_the_object_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """obstore lists `a/` as `a`, of 0 bytes, beside the object `a`; scans took that for an image that changed."""
+    s3 = store(monkeypatch, Client())
+    keys = {"a": 7, "a/": 0, "a/b": 7, "c/": 0, "d": 0}
+    there = {key: Entry(key, f"s3://b/{key}", size_bytes, "e") for key, size_bytes in keys.items() if key[-1] != "/"}
+    monkeypatch.setattr(S3Store, "stat", lambda self, uri: there.get(uri.removeprefix("s3://b/")))
+
+    def listed(bucket: str, prefix: str | None, chunk_size: int) -> Iterator[list[dict[str, Any]]]:
+        yield [{"path": key.rstrip("/"), "size": size_bytes, "e_tag": "e"} for key, size_bytes in keys.items()]
+
+    monkeypatch.setattr(obstore, "list", listed)
+    assert [(entry.key, entry.size_bytes) for entry in s3.list("s3://b")] == [("a", 7), ("a/b", 7), ("d", 0)]
 
 
 def test_an_empty_object_is_read_as_empty(monkeypatch: pytest.MonkeyPatch) -> None:
