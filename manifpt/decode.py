@@ -83,8 +83,7 @@ def decode(data: bytes) -> np.ndarray:
         try:
             _check_header(image, data)
             image.load()
-            if _is_unwritten(data, image.format):
-                raise BadImage(RejectReason.TRUNCATED, "its end is zeros, of a file that was not written to its end")
+            _check_whole(data, image.format)
             image_hwc, orientation = _as_rgb(image), _orientation(image)
         except Image.DecompressionBombError as error:
             raise BadImage(RejectReason.TOO_LARGE, str(error)) from error
@@ -177,16 +176,35 @@ def _damaged(error: BaseException, data: bytes) -> BadImage:
     return BadImage(RejectReason.TRUNCATED if short else RejectReason.CORRUPT, text)
 
 
-def _is_unwritten(data: bytes, kind: str | None) -> bool:
-    """Whether a JPEG ends in zeros and has no end, as a file whose length was set before it was written: to a decoder
-    they are data. Formats with checksums tell it themselves, and WebP can't: flat images end so too."""
-    if kind not in ("JPEG", "MPO") or not data.endswith(bytes(_ZEROS)):
-        return False
-    place = 2
-    # Over the segments before the scan: they hold thumbnails, with ends of their own.
-    while data[place : place + 1] == b"\xff" and data[place : place + 2] != _START_OF_SCAN:
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return data.find(_END_OF_IMAGE, place) < 0
+def _check_whole(data: bytes, kind: str | None) -> None:
+    """Refuses a file that was not written to its end, though a decoder takes it: where its length was set first, the
+    rest is zeros, which are data to it.
+
+    Such a JPEG has no end. The checksums of a PNG's pixels differ, which Pillow never compares. WebP, BMP, PPM and TIFF
+    without compression can't tell: flat images end so too.
+    """
+    unwritten = BadImage(RejectReason.TRUNCATED, "its end is zeros, of a file that was not written to its end")
+    ends_in_zeros = data.endswith(bytes(_ZEROS))
+    if kind == "PNG" and not _has_its_checksums(data):
+        raise unwritten if ends_in_zeros else BadImage(RejectReason.CORRUPT, "a checksum of its pixels is another")
+    if kind in ("JPEG", "MPO") and ends_in_zeros:
+        place = 2
+        # Over the segments before the scan: they hold thumbnails, with ends of their own.
+        while data[place : place + 1] == b"\xff" and data[place : place + 2] != _START_OF_SCAN:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if data.find(_END_OF_IMAGE, place) < 0:
+            raise unwritten
+
+
+def _has_its_checksums(png: bytes) -> bool:
+    """Whether all parts that hold pixels are those that were written."""
+    place, view = 8, memoryview(png)
+    while place < len(png) and (kind := png[place + 4 : place + 8]) != b"IEND":
+        end = place + 8 + int.from_bytes(png[place : place + 4], "big")
+        if kind == b"IDAT" and png[end : end + 4] != zlib.crc32(view[place + 4 : end]).to_bytes(4, "big"):
+            return False
+        place = end + 4
+    return True
 
 
 def _orientation(image: Image.Image) -> int:

@@ -141,6 +141,21 @@ class TestDamage:
         kept = int(share * len(data))
         assert refused(data[:kept] + bytes(len(data) - kept)) in DAMAGE
 
+    @given(st.integers(0, 2**32 - 1), st.floats(0.1, 1.0))
+    def test_a_png_that_was_not_written_to_its_end(self, seed: int, share: float) -> None:
+        """Zeros are rows of pixels to its decoder, more often than not."""
+        rng = np.random.default_rng(seed)
+        image_hwc = rng.integers(0, 255, (4, 4, 3), np.uint8).repeat(rng.integers(1, 16), 0).repeat(8, 1)
+        data = encoded(image_hwc, "PNG")
+        kept = int(share * (len(data) - 16))  # up to the checksum of its pixels
+        assert refused(data[:kept] + bytes(len(data) - kept)) in DAMAGE
+
+    @pytest.mark.parametrize("place", range(41, 61))
+    def test_a_png_of_which_a_byte_of_pixels_was_changed(self, place: int) -> None:
+        data = bytearray(encoded(np.zeros((64, 64, 3), np.uint8), "PNG", compress_level=0))
+        data[place] ^= 1
+        assert refused(bytes(data)) is RejectReason.CORRUPT
+
     @pytest.mark.parametrize("kind", ["jpeg", "progressive"])
     @pytest.mark.parametrize("behind", [b"", b"a film\xff\xda of its own"])
     def test_zeros_behind_the_end_of_a_jpeg_are_not_part_of_it(self, kind: str, behind: bytes) -> None:
