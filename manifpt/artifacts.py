@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["INLINE_LIMIT_BYTES", "artifact_table", "parquet_bytes", "tensor_column", "to_numpy"]
+from manifpt.errors import ConfigError
+
+__all__ = ["INLINE_LIMIT_BYTES", "artifact_table", "in_format", "parquet_bytes", "tensor_column", "to_numpy"]
 
 # Beyond this many bytes a row, `--store auto` keeps neighbour and distance only; a reader makes the artifact again.
 INLINE_LIMIT_BYTES = 128 << 10
@@ -38,6 +40,19 @@ def artifact_table(
     return rows.replace_schema_metadata(
         {f"manifpt.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     )
+
+
+def in_format(artifact_bd: np.ndarray, dtype: str, space: str) -> np.ndarray:
+    """In the number format of the shards: the only rounding of an artifact.
+
+    Raises:
+        ConfigError: numbers that it can't hold.
+    """
+    with np.errstate(over="ignore"):
+        stored = artifact_bd.astype(dtype)
+    if not np.isfinite(stored).all():
+        raise ConfigError(f"Artifacts of space {space!r} are too large for {dtype}; use --dtype float32.")
+    return stored
 
 
 def tensor_column(array: np.ndarray) -> pa.Array:

@@ -48,9 +48,11 @@ def fetch(rows: list[dict[str, Any]], exact: bool = False) -> Iterator[bytes | B
     Raises:
         StorageError: storage does not answer, which is no property of an image.
     """
-    cells = _Cells([row for row in rows if row["container"] == "parquet"], exact)
+    cells = _Cells([row for row in rows if row["container"] == "parquet" and _is_placed(row)], exact)
 
     def one(row: dict[str, Any]) -> bytes | BadImage:
+        if not _is_placed(row):
+            return BadImage(RejectReason.CORRUPT, "its row in the manifest is damaged (offset or size): index again")
         data = _guarded(row)
         return _replaced() if exact and isinstance(data, bytes) and _is_replaced(row) else data
 
@@ -58,12 +60,18 @@ def fetch(rows: list[dict[str, Any]], exact: bool = False) -> Iterator[bytes | B
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Callable[[], bytes | BadImage]] = deque()  # bounded, so that large files don't pile up
         for row in rows:
-            is_cell = row["container"] == "parquet"
+            is_cell = row["container"] == "parquet" and _is_placed(row)
             ahead.append(functools.partial(cells.take, row) if is_cell else pool.submit(one, row).result)
             if len(ahead) == 2 * threads:
                 yield ahead.popleft()()
         while ahead:
             yield ahead.popleft()()
+
+
+def _is_placed(row: dict[str, Any]) -> bool:
+    """Whether a row says where the bytes are, as far as its container needs that."""
+    needed = {"tar": ("offset", "size_bytes"), "parquet": ("offset",)}.get(row["container"], ())
+    return all(row[name] is not None for name in needed) and min(row["offset"] or 0, row["size_bytes"] or 0) >= 0
 
 
 def _guarded(row: dict[str, Any]) -> bytes | BadImage:

@@ -223,13 +223,18 @@ def _tar_rows(entry: Entry, options: IndexOptions, skipped: Counter[str]) -> Ite
                 elif last != "json":
                     _skip(skipped, last)
             stream.seek(tar.offset)
-            if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile stops at a damaged header as if it were the end
-                raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
+            for _ in range(_MOST_TAIL_BLOCKS):  # tarfile stops at a damaged or empty header as if it were the end
+                block = stream.read(_TAIL_BLOCK_BYTES)
+                if block.strip(b"\0"):
+                    raise tarfile.ReadError(f"a damaged header, or several tars joined, from byte {tar.offset} on")
+                if not block:
+                    break
         except _OF_TARS as error:
             raise ConfigError(f"{entry.uri} is damaged ({error}); write it again, or leave it out.") from error
         yield from _sample_rows(entry, images, fields, options)
 
 
+_TAIL_BLOCK_BYTES, _MOST_TAIL_BLOCKS = 1 << 20, 64  # behind a tar's end, where writers pad with zeros
 # Headers that say what can't be make tarfile raise anything: numbers that are none, sizes that no file has.
 _OF_TARS = (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError, LookupError)
 

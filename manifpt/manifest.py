@@ -7,6 +7,7 @@ import itertools
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +18,7 @@ from manifpt.errors import ConfigError
 from manifpt.sorting import sorted_tables
 from manifpt.storage import is_of_storage, sha256_of, store_of
 
-__all__ = ["COLUMNS", "REAL", "SHARD_COLUMNS", "Manifest", "write_manifest"]
+__all__ = ["COLUMNS", "REAL", "SHARD_COLUMNS", "Manifest", "records", "write_manifest"]
 
 REAL = "real"  # the source of images that no generator made
 
@@ -100,7 +101,18 @@ def _refuse_duplicates(ids: pa.StringArray, last_id: str | None) -> None:
     if last_id is not None and ids[0].as_py() == last_id:
         twice = last_id
     if twice is not None:
-        raise ConfigError(f"Two inputs give the image id {twice!r}: index their common parent folder instead.")
+        raise ConfigError(
+            f"The image id {twice!r} is there twice: of two inputs, index the common parent folder instead; a tar that "
+            f"holds the name twice, write again."
+        )
+
+
+def records(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows of a manifest or shard as Python objects, without columns of users: those may hold what Python can't, such
+    as a time after the year 9999, and would end a job."""
+    own = {*COLUMNS.names, *SHARD_COLUMNS} - {"artifact"}
+    found: list[dict[str, Any]] = table.select([name for name in table.column_names if name in own]).to_pylist()
+    return found
 
 
 class Manifest:

@@ -17,7 +17,7 @@ from manifpt.estimates import Estimate, check_estimate
 from manifpt.estimates.residual import projected_in
 from manifpt.fetch import fetch
 from manifpt.log import event
-from manifpt.manifest import Manifest
+from manifpt.manifest import Manifest, records
 from manifpt.plan import Plan, auto_shard_rows, check_plan
 from manifpt.reference import Bundle, open_bundle
 from manifpt.shards import committed_shards
@@ -189,7 +189,7 @@ def _with_sizes(specs: list[SpaceSpec], manifest: Manifest) -> list[SpaceSpec]:
 
 def _first_size(manifest: Manifest) -> tuple[int, int]:
     for start in range(0, min(manifest.rows, 1024), 64):
-        for data in fetch(manifest.read(start, start + 64).to_pylist()):
+        for data in fetch(records(manifest.read(start, start + 64))):
             try:
                 if isinstance(data, bytes):
                     height_px, width_px = decode(data).shape[:2]

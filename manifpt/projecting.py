@@ -11,10 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from manifpt.artifacts import in_format
 from manifpt.errors import BadImage, ConfigError, RejectReason
 from manifpt.estimates import make_projector
 from manifpt.estimates.residual import artifacts_of, projected_in
-from manifpt.manifest import REAL
+from manifpt.manifest import REAL, records
 from manifpt.plan import Plan
 from manifpt.projection import Projection, nearer_of, projection_of
 from manifpt.reference import Bundle, Codes, Reference, open_bundle
@@ -79,7 +80,7 @@ class Projecting:
                 rows, embeddings_bd = rows.filter(pa.array(free_b)), embeddings_bd[free_b]
                 excluded = [empty for empty in excluded if not len(empty)]
                 twin = [of_query for of_query, is_free in zip(twin, free_b, strict=True) if is_free]
-            if self._plan.estimate.name in ("none", "blur"):  # no real image takes part
+            if not self._plan.estimate.uses_reals:
                 twin = [None] * len(rows)
             if self._plan.reference_shards == 1:
                 found = self._projectors[name].project(embeddings_bd, excluded)
@@ -97,7 +98,7 @@ class Projecting:
             out[f"shape:{name}"] = np.array(reference.shape)
             if name in self._plan.inline:
                 artifact_bd = artifacts_of(found.artifact_bd, self._specs[name], self._plan.estimate)
-                out[f"artifact:{name}"] = _stored(artifact_bd, self._plan.dtype, name)
+                out[f"artifact:{name}"] = in_format(artifact_bd, self._plan.dtype, name)
         out["rejected"] = pa.concat_tables(rejected)
         spent_s = float(shard.get("seconds:project", 0))
         out["seconds:project"] = np.array(spent_s + time.perf_counter() - begin)
@@ -126,16 +127,7 @@ def _measured(bundle: Bundle, spec: SpaceSpec) -> Choice:
 
 def _in_reference(rows: pa.Table, space: str) -> pa.Table:
     bad = BadImage(RejectReason.IN_REFERENCE, "the denoiser was trained on this very image")
-    return rejected_table(rejection(row, space, bad) for row in rows.to_pylist())
-
-
-def _stored(artifact_bd: np.ndarray, dtype: str, space: str) -> np.ndarray:
-    """In the number format of the shards: the only rounding of an artifact."""
-    with np.errstate(over="ignore"):
-        stored = artifact_bd.astype(dtype)
-    if not np.isfinite(stored).all():
-        raise ConfigError(f"Artifacts of space {space!r} are too large for {dtype}; use --dtype float32.")
-    return stored
+    return rejected_table(rejection(row, space, bad) for row in records(rows))
 
 
 def _left_out(codes: Codes, rows: pa.Table, may_be_real: bool) -> tuple[list[np.ndarray], list[str | None]]:
@@ -186,8 +178,11 @@ def _with_neighbors(rows: pa.Table, found: Projection, twin: list[str | None], i
     """Rows with `neighbor_id`, `distance` and `twin`, which is now also `near_copy`."""
     if found.is_lacking_b.any():
         raise ConfigError("A real image has no other image in the reference: build it from more than this one image.")
+    sources = rows["source"].to_pylist()
     for b in np.flatnonzero(found.near_copy_b):
-        twin[b] = twin[b] or "near_copy"
+        # Of a real that was left out, the reference may hold another copy, which spoils its distance as if it weren't.
+        if twin[b] is None or (twin[b] == "left_out" and sources[b] == REAL):
+            twin[b] = "near_copy"
     sample_b = pa.array(found.neighbor_b, mask=found.neighbor_b < 0)
     table = rows.append_column("neighbor_id", image_ids.take(sample_b).cast(pa.string()))
     table = table.append_column("distance", pa.array(found.distance_b, pa.float32()))

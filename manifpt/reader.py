@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifpt.alterations import NONE, altered_as
-from manifpt.artifacts import tensor_column
+from manifpt.artifacts import in_format, tensor_column
 from manifpt.decode import content_hash, decode
 from manifpt.documents import Kinds, json_of, object_of
 from manifpt.errors import BadImage, ConfigError
@@ -22,11 +22,11 @@ from manifpt.estimates.residual import artifacts_of, projected_in
 from manifpt.fetch import fetch
 from manifpt.plan import Plan
 from manifpt.reference import Reference, held_codes, open_bundle
-from manifpt.shards import committed_shards, part_path, read_commits, read_part
+from manifpt.shards import committed_shards, part_path, read_commit, read_part
 from manifpt.spaces import SpaceSpec, make_space
 from manifpt.storage import join, normalize, store_of
 
-__all__ = ["ArtifactReader", "image_of_run", "read_artifacts", "read_plain_plan", "read_plan"]
+__all__ = ["ArtifactReader", "finished_shards", "image_of_run", "read_artifacts", "read_plain_plan", "read_plan"]
 
 _PLAN: Kinds = {
     "task": str, "manifest_uri": str, "manifest_digest": str, "rows": int, "shard_rows": int, "spaces": list,
@@ -48,6 +48,10 @@ def read_plan(output: str) -> Plan:
     where = f"The plan of {output}"
     document = object_of(json_of(data, where), where, _PLAN)
     object_of(document, where, {name: kind for name, kind in _OPTIONAL.items() if name in document})
+    if document["task"] != "artifacts":
+        raise ConfigError(
+            f"{output} has no artifacts (its task is {document['task']!r}): name a run of compute_artifacts."
+        )
     if document["shard_rows"] < 1 or document["rows"] < 0:
         raise ConfigError(f"{where} is damaged (rows or shard_rows): make the run again.")
     for name in ("manifest_uri", "reference_uri", "attributor_uri"):
@@ -75,8 +79,23 @@ def read_plain_plan(output: str) -> Plan:
     return plan
 
 
+def finished_shards(output: str, plan: Plan) -> list[int]:
+    """Numbers of a run's shards, all of which are done.
+
+    Raises:
+        ConfigError: they aren't, or too many images were rejected.
+    """
+    shards = sorted(committed_shards(output))
+    if len(shards) < plan.shards or store_of(output).stat(join(output, "_SUCCESS")) is None:
+        raise ConfigError(
+            f"{output} has {len(shards)} of {plan.shards} shards, or was not ended: end it first with "
+            f"jobs/compute_artifacts.py, the same command again."
+        )
+    return shards
+
+
 def read_artifacts(output: str, space: str, threads: int = 1, device: str = "cpu") -> Iterator[pa.Table]:
-    """Committed shards in order, each with its `artifact` column, whether it was stored or not.
+    """A finished run's shards in order, each with its `artifact` column, whether it was stored or not.
 
     Args:
         output: the run folder.
@@ -84,11 +103,12 @@ def read_artifacts(output: str, space: str, threads: int = 1, device: str = "cpu
         threads, device: for the network of a lazy space.
 
     Raises:
-        ConfigError: no such run or space; an image of a lazy shard that is gone or changed.
+        ConfigError: no such run or space; one that isn't finished, or a shard that is damaged; an image of a lazy
+            shard that is gone or changed.
     """
     reader = ArtifactReader(output, space, threads, device)
-    for commit in read_commits(output, sorted(committed_shards(output))):
-        yield reader.read(commit["shard"])
+    for shard in finished_shards(output, reader.plan):
+        yield reader.read(shard)
 
 
 class ArtifactReader:
@@ -96,7 +116,7 @@ class ArtifactReader:
 
     def __init__(self, output: str, space: str, threads: int = 1, device: str = "cpu") -> None:
         """See `read_artifacts`."""
-        plan = read_plan(output)
+        self.plan = plan = read_plan(output)
         if space not in (spec.name for spec in plan.spaces):
             known = ", ".join(spec.name for spec in plan.spaces)
             raise ConfigError(f"The run {output} has no space {space!r}; it has {known}.")
@@ -105,7 +125,8 @@ class ArtifactReader:
 
     def read(self, shard: int, places: np.ndarray | None = None) -> pa.Table:
         """A shard's rows, or those at some places, with their `artifact` column."""
-        table = read_part(self._output, part_path("artifacts", self._space, shard))
+        commit = read_commit(self._output, shard)
+        table = read_part(self._output, part_path("artifacts", self._space, shard), commit=commit)
         if places is not None:
             table = table.take(pa.array(places))
         return table if self._again is None else self._again.made(table)
@@ -135,7 +156,7 @@ class _Again:
         rows = pc.index_in(table["neighbor_id"].combine_chunks(), value_set=self._reference.codes.image_ids)
         neighbors_bd = self._reference.embeddings_of(rows.to_numpy())
         residual_bd = embeddings.reshape(len(views), -1) - neighbors_bd
-        artifact = artifacts_of(residual_bd, self._spec, self._estimate).astype(self._dtype)
+        artifact = in_format(artifacts_of(residual_bd, self._spec, self._estimate), self._dtype, self._spec.name)
         return table.append_column("artifact", tensor_column(artifact.reshape(-1, *shape)))
 
     def _view(self, row: dict[str, Any], data: bytes | BadImage) -> np.ndarray:

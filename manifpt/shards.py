@@ -11,6 +11,7 @@ is there; where the two read an image differently (it came or went meanwhile), t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -29,7 +30,7 @@ from manifpt.errors import ConfigError
 from manifpt.storage import join, store_of
 
 __all__ = ["REJECTED_COLUMNS", "Rejected", "commit_shard", "committed_shards", "is_part_path", "part_path",
-           "read_commits", "read_part", "reject_reasons", "tally", "write_rejected"]  # fmt: skip
+           "read_commit", "read_commits", "read_part", "reject_reasons", "tally", "write_rejected"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,28 @@ def is_part_path(path: str) -> bool:
     return _PATH.fullmatch(path) is not None
 
 
-def read_part(output: str, path: str, columns: list[str] | None = None) -> pa.Table:
-    """One part."""
+def read_part(
+    output: str, path: str, columns: list[str] | None = None, commit: Mapping[str, Any] | None = None
+) -> pa.Table:
+    """One part.
+
+    Args:
+        output: the run folder.
+        path: of `part_path`.
+        columns: of these only; None: all.
+        commit: the shard's, which says what the part has to be; None: not compared.
+
+    Raises:
+        ConfigError: it is damaged, or not what the commit says.
+    """
     uri = join(output, path)
-    return table_of(store_of(uri).read(uri), uri, columns)
+    data = store_of(uri).read(uri)
+    if commit is not None and hashlib.sha256(data).hexdigest() != commit["parts"].get(path, {}).get("sha256"):
+        raise ConfigError(
+            f"{uri} is not what the commit of shard {commit['shard']} says: delete both, and the command that made "
+            f"them computes the shard again."
+        )
+    return table_of(data, uri, columns)
 
 
 def commit_shard(
@@ -223,14 +242,20 @@ def committed_shards(output: str) -> set[int]:
 
 def read_commits(output: str, shards: Sequence[int]) -> Iterator[dict[str, Any]]:
     """All commits in order, a few dozen requests ahead."""
-
-    def read(shard: int) -> dict[str, Any]:
-        uri = join(output, "commits", f"{shard:05d}.json")
-        return _commit_of(store_of(uri).read(uri), uri, shard)
-
     with ThreadPoolExecutor(16) as pool:
         for start in range(0, len(shards), 256):  # a million commits must not be in memory at once
-            yield from pool.map(read, shards[start : start + 256])
+            yield from pool.map(functools.partial(read_commit, output), shards[start : start + 256])
+
+
+def read_commit(output: str, shard: int) -> dict[str, Any]:
+    """That of one shard.
+
+    Raises:
+        FileNotFoundError: it has none.
+        ConfigError: it is damaged.
+    """
+    uri = join(output, "commits", f"{shard:05d}.json")
+    return _commit_of(store_of(uri).read(uri), uri, shard)
 
 
 def reject_reasons(commit: Mapping[str, Any]) -> Counter[str]:

@@ -46,7 +46,7 @@ def _spill(batches: Iterable[pa.RecordBatch], key: str, folder: Path) -> Iterato
     def flush() -> Path:
         nonlocal rows, count
         schema = _unified([batch.schema for batch in held])
-        table = pa.concat_tables([pa.table(batch).cast(schema) for batch in held]).sort_by(key).combine_chunks()
+        table = pa.concat_tables([_cast(pa.table(batch), schema) for batch in held]).sort_by(key).combine_chunks()
         if len(table.to_batches()) != 1:  # combine_chunks keeps chunks that one array can't hold
             raise ConfigError("The kept columns hold more than 2 GiB in few rows; keep less with --keep-columns.")
         path = folder / f"run-{count}.arrow"
@@ -82,7 +82,7 @@ def _merge(runs: list[pa.RecordBatch], key: str) -> Iterator[pa.Table]:
         ]
         parts = [pa.table(run.slice(a, b - a)) for run, a, b in zip(runs, starts, ends, strict=True) if b > a]
         if parts:
-            yield pa.concat_tables([part.cast(schema) for part in parts]).sort_by(key)
+            yield pa.concat_tables([_cast(part, schema) for part in parts]).sort_by(key)
         starts = ends
 
 
@@ -98,6 +98,15 @@ def _unified(schemas: list[pa.Schema]) -> pa.Schema:
         return pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ConfigError(f"The inputs give a kept column two types ({error}); index them apart.") from error
+
+
+def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    try:
+        return table.cast(schema)
+    except pa.ArrowInvalid as error:  # whole numbers over 2^53 beside fractions
+        raise ConfigError(
+            f"The inputs give a kept column values that no one type has ({error}); index them apart."
+        ) from error
 
 
 def aligned(streams: Sequence[Iterator[pa.Table]], key: str) -> Iterator[tuple[pa.Table | None, ...]]:

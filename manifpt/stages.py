@@ -26,8 +26,9 @@ from manifpt.alterations import NONE, altered, altered_as
 from manifpt.artifacts import artifact_table
 from manifpt.decode import content_hash, decode
 from manifpt.errors import BadImage, ConfigError, RejectReason
+from manifpt.estimates import Estimate
 from manifpt.fetch import fetch
-from manifpt.manifest import Manifest
+from manifpt.manifest import Manifest, records
 from manifpt.plan import Plan
 from manifpt.reference import LISTED_COLUMNS, code_table
 from manifpt.shards import REJECTED_COLUMNS, Rejected, commit_shard, part_path
@@ -81,8 +82,8 @@ def decode_rows(plan: Plan, shard: int, resize_later: bool = False) -> Shard:
     hashes: list[str] = []
     variants: list[int] = []
     rejected: list[Rejected] = []
-    records = table.to_pylist()
-    for number, (row, data) in enumerate(zip(records, fetch(records, exact=bool(plan.variants)), strict=True)):
+    asked = records(table)
+    for number, (row, data) in enumerate(zip(asked, fetch(asked, exact=bool(plan.variants)), strict=True)):
         try:
             if isinstance(data, BadImage):
                 raise data
@@ -185,13 +186,15 @@ def commit_artifacts(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
         path = part_path("artifacts", spec.name, int(shard["shard"]))
         parts[path] = artifact_table(shard[f"rows:{spec.name}"], artifact_bd, tuple(shape), metadata)
     recall = {name.removeprefix("recall:"): value for name, value in shard.items() if name.startswith("recall:")}
-    return commit(output, shard, parts, lambda held: _statistics(held, recall))
+    return commit(output, shard, parts, lambda held: _statistics(held, plan.estimate, recall))
 
 
 def _statistics(
-    parts: Mapping[str, pa.Table], recall: Mapping[str, np.ndarray]
+    parts: Mapping[str, pa.Table], estimate: Estimate, recall: Mapping[str, np.ndarray]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Mergeable sums by space and source."""
+    """Mergeable sums by space and source; of what an estimate doesn't look for there is no number, rather than 0."""
+    kinds = {"left_out": "left_out", "copies": "copy"} if estimate.uses_reals else {}
+    kinds |= {"near_copies": "near_copy"} if estimate.seeks_neighbors else {}
     out: dict[str, dict[str, dict[str, float]]] = {}
     for path, table in parts.items():
         names = np.array(table["source"].to_pylist(), dtype=object)
@@ -203,10 +206,8 @@ def _statistics(
                 "distance_sum": float(distance_b[names == source].sum()),
                 "distance_min": float(distance_b[names == source].min()),
                 "distance_max": float(distance_b[names == source].max()),
-                "left_out": int((twins[names == source] == "left_out").sum()),
-                "copies": int((twins[names == source] == "copy").sum()),
-                "near_copies": int((twins[names == source] == "near_copy").sum()),
             }
+            | {name: int((twins[names == source] == kind).sum()) for name, kind in kinds.items()}
             for source in sorted(set(names))
         }
     for space, right_b in recall.items():
@@ -238,7 +239,7 @@ def commit_codes(plan: Plan, output: str, shard: Shard) -> dict[str, Any]:
 def not_finite(rows: pa.Table, space: str, what: str = "the embedding") -> pa.Table:
     """Rejections of rows of which something is no finite number."""
     bad = BadImage(RejectReason.NOT_FINITE, f"{what} holds numbers that are not finite")
-    return rejected_table(rejection(row, space, bad) for row in rows.to_pylist())
+    return rejected_table(rejection(row, space, bad) for row in records(rows))
 
 
 def commit(

@@ -152,6 +152,7 @@ def store_of(uri: str) -> Store:
 
 # Deleted since its folder was listed; a link to nothing, or to itself; a path that the system can't be asked for.
 _VANISHED = {errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG}
+_NO_FILE = _VANISHED | {errno.ENOTDIR, errno.ENXIO}  # the last: a socket
 
 
 def _tell_too_long(error: OSError, path: bytes) -> None:
@@ -163,13 +164,10 @@ class LocalStore:
     """A file system. Also a shared one (NFS, Lustre): only `rename` and `link` need to be atomic."""
 
     def read(self, uri: str, offset: int | None = None, length: int | None = None, etag: str | None = None) -> bytes:
-        try:
-            with open(_path(uri), "rb") as file:
-                if offset:
-                    file.seek(offset)
-                return file.read(-1 if length is None else length)
-        except (IsADirectoryError, NotADirectoryError) as error:
-            raise FileNotFoundError(str(error)) from error
+        with self.open(uri) as file:
+            if offset:
+                file.seek(offset)
+            return file.read(-1 if length is None else length)
 
     def write(self, uri: str, data: bytes) -> None:
         self._publish(_path(uri), data, new=False)
@@ -183,8 +181,10 @@ class LocalStore:
 
     def open(self, uri: str, etag: str | None = None) -> IO[bytes]:
         try:
-            return open(_path(uri), "rb")  # the caller's `with` closes it
-        except (IsADirectoryError, NotADirectoryError) as error:
+            return open(_path(uri), "rb", opener=_regular)  # the caller's `with` closes it
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
             raise FileNotFoundError(str(error)) from error
 
     def stat(self, uri: str) -> Entry | None:
@@ -280,6 +280,15 @@ class LocalStore:
                 os.unlink(temporary)
             except FileNotFoundError:
                 pass
+
+
+def _regular(path: str | bytes, flags: int) -> int:
+    """Opens a file that has bytes of its own: to open a pipe would wait for whoever writes into it, for ever."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "no file, but something else of this name", os.fsdecode(path))
+    return descriptor
 
 
 def _writer_tag() -> bytes:

@@ -14,15 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifpt.errors import ConfigError
+from manifpt.documents import check_columns, parquet_errors
 from manifpt.manifest import REAL
 from manifpt.plan import Plan
-from manifpt.shards import committed_shards, part_path
+from manifpt.reader import finished_shards
+from manifpt.shards import part_path
 from manifpt.storage import join, store_of
 
 __all__ = ["Distances", "read_distances"]
 
-_COLUMNS = ["source", "distance", "twin", "content_hash"]
+_KINDS = {"source": pa.string(), "distance": pa.float32(), "twin": pa.string(), "content_hash": pa.string()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +56,18 @@ def read_distances(run: str, plan: Plan, space: str, image_hash: str) -> Distanc
         image_hash: content hash to look for.
 
     Raises:
-        ConfigError: a run that isn't finished.
+        ConfigError: a run that isn't finished, or is damaged.
     """
-    shards = sorted(committed_shards(run))
-    if len(shards) < plan.shards:
-        raise ConfigError(
-            f"{run} has {len(shards)} of {plan.shards} shards: end it first with jobs/compute_artifacts.py, the same "
-            f"command again."
-        )
 
     def read(shard: int) -> pa.Table:
         uri = join(run, part_path("artifacts", space, shard))
-        with store_of(uri).open(uri) as stream:
-            return pq.read_table(stream, columns=_COLUMNS, use_threads=False).replace_schema_metadata(None)
+        with store_of(uri).open(uri) as stream, parquet_errors(uri):
+            file = pq.ParquetFile(stream)
+            check_columns(file.schema_arrow, uri, _KINDS)
+            return file.read(list(_KINDS), use_threads=False).replace_schema_metadata(None)
 
     with ThreadPoolExecutor(16) as pool:
-        table = pa.concat_tables(pool.map(read, shards))
+        table = pa.concat_tables(pool.map(read, finished_shards(run, plan)))
     holds_image = pc.any(pc.equal(table["content_hash"], image_hash)).as_py()
     is_copy = pc.and_(pc.equal(table["source"], REAL), pc.is_in(table["twin"], pa.array(["copy", "near_copy"])))
     table = table.filter(pc.invert(is_copy)).select(["source", "distance"]).sort_by("source").combine_chunks()

@@ -21,8 +21,8 @@ from manifpt.documents import check_columns, json_of, parquet_errors
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
 from manifpt.plan import Plan
-from manifpt.reader import read_plain_plan, read_plan
-from manifpt.shards import committed_shards, part_path
+from manifpt.reader import finished_shards, read_plain_plan, read_plan
+from manifpt.shards import part_path
 from manifpt.spaces import SpaceSpec
 from manifpt.storage import join, store_of
 
@@ -194,12 +194,7 @@ def read_rows(run: str, space: str, group_column: str | None = None, altered: bo
 
 def _rows(run: str, plan: Plan, spec: SpaceSpec, group_column: str | None) -> tuple[pa.Table, tuple[int, ...]]:
     """The light columns of all committed shards, and the shape of an artifact."""
-    shards = sorted(committed_shards(run))
-    if len(shards) < plan.shards or store_of(run).stat(join(run, "_SUCCESS")) is None:
-        raise ConfigError(
-            f"{run} has {len(shards)} of {plan.shards} shards, or was not ended: end it first with "
-            f"jobs/compute_artifacts.py, the same command again."
-        )
+    shards = finished_shards(run, plan)
     columns = list(dict.fromkeys([*_COLUMNS, *([group_column] if group_column else [])]))
     optional = [name for name in (_GROUP, *_WHERE_KEPT) if name not in columns]
 

@@ -19,7 +19,7 @@ from manifpt.encoder.worker import Job, pretrain
 from manifpt.errors import ConfigError
 from manifpt.following import followed, json_lines
 from manifpt.log import event
-from manifpt.manifest import Manifest
+from manifpt.manifest import Manifest, records
 from manifpt.plan import Plan, publish_facts
 from manifpt.planning import plan_reference
 from manifpt.reference import library_versions
@@ -115,15 +115,15 @@ def _probe(plan: Plan, column: str, seed: int) -> Probe:
         )
     labelled_n = np.flatnonzero(labels.is_valid().to_numpy(zero_copy_only=False))
     chosen_n = np.random.default_rng(seed).permutation(labelled_n)[: _BANK + _QUERIES]
-    records: dict[int, dict[str, Any]] = {}
+    row_of: dict[int, dict[str, Any]] = {}
     for start in range(0, manifest.rows, _BLOCK_ROWS):
         of_block = np.sort(chosen_n[(chosen_n >= start) & (chosen_n < start + _BLOCK_ROWS)])
         if len(of_block):
-            rows = manifest.read(start, start + _BLOCK_ROWS).take(of_block - start).to_pylist()
-            records |= dict(zip(of_block.tolist(), rows, strict=True))
+            rows = records(manifest.read(start, start + _BLOCK_ROWS).take(of_block - start))
+            row_of |= dict(zip(of_block.tolist(), rows, strict=True))
     number = {label: n for n, label in enumerate(classes)}
     label_n = np.array([number[label] for label in labels.take(chosen_n).to_pylist()], np.int64)
-    ordered = [records[row] for row in chosen_n.tolist()]
+    ordered = [row_of[row] for row in chosen_n.tolist()]
     return Probe(ordered, label_n, min(_BANK, len(chosen_n) * _BANK // (_BANK + _QUERIES)))
 
 

@@ -70,6 +70,16 @@ class Estimate:
         return self.name in ("nearest", "random")
 
     @property
+    def seeks_neighbors(self) -> bool:
+        """Whether it looks for the nearest reals of an image, and so sees which are near copies of it."""
+        return self.name in ("nearest", "mean", "hull")
+
+    @property
+    def uses_reals(self) -> bool:
+        """Whether it hangs on the reference, of which an image may be."""
+        return self.name not in ("none", "blur")
+
+    @property
     def uses_gpu(self) -> bool:
         """Whether its work is more than a GPU's while: the controls search nothing."""
         return self.name not in ("none", "random", "blur")

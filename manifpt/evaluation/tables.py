@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from manifpt.recipes.tables import paper_accuracies
@@ -189,8 +189,3 @@ def _audited(audit: Mapping[str, Any], name: str) -> list[str]:
     else:
         lines.append("No source is told apart by its files.")
     return [" ".join(lines), ""]
-
-
-def rows_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """All fields."""
-    return [asdict(row) for row in rows]

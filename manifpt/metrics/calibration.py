@@ -13,7 +13,7 @@ import numpy as np
 
 from manifpt.errors import ConfigError
 
-__all__ = ["Reliability", "calibration_error_by_chance", "expected_calibration_error", "reliability"]
+__all__ = ["Reliability", "calibration_error_by_chance", "reliability"]
 
 _BINS = 15
 _ROUNDS = 200
@@ -63,15 +63,6 @@ def reliability(probability_bs: np.ndarray, label_b: np.ndarray, bins: int = _BI
         raise ConfigError("The rows given as probabilities are none; pass a softmax, not logits.")
     confidence_b = np.minimum(probability_bs.max(axis=1), 1)
     return _binned(confidence_b, probability_bs.argmax(axis=1) == label_b, bins)
-
-
-def expected_calibration_error(probability_bs: np.ndarray, label_b: np.ndarray, bins: int = _BINS) -> float:
-    """The `error` of `reliability`; its value depends on the number of bins, and on that of images.
-
-    Raises:
-        ConfigError: as of `reliability`.
-    """
-    return reliability(probability_bs, label_b, bins).error
 
 
 def calibration_error_by_chance(probability_bs: np.ndarray, seed: int, bins: int = _BINS) -> float:

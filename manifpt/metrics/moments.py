@@ -18,9 +18,7 @@ from scipy import linalg
 from manifpt.errors import ConfigError
 from manifpt.metrics.tiles import finite
 
-__all__ = ["Moments", "Scatter", "moments_of", "moments_of_covariance"]
-
-_NOT_SEMIDEFINITE = 1e-6  # of the largest eigenvalue; rounding leaves 1e-12 or so
+__all__ = ["Moments", "Scatter", "moments_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,26 +107,3 @@ def moments_of(features_nf: np.ndarray) -> Moments:
         ConfigError: fewer rows, or numbers that are not finite.
     """
     return Scatter.of(features_nf.shape[1]).add(features_nf).moments()
-
-
-def moments_of_covariance(mean_f: np.ndarray, covariance_ff: np.ndarray) -> Moments:
-    """The Gaussian of a mean and a covariance that were computed elsewhere.
-
-    The root comes from an eigendecomposition. Where the covariance lacks rank, rounding in its zero eigenvalues makes
-    distances wrong by up to 1e-6 of its trace or so; `moments_of` doesn't have this.
-
-    Args:
-        mean_f: float [F].
-        covariance_ff: float [F, F], symmetric and positive semidefinite.
-
-    Raises:
-        ConfigError: it is no covariance.
-    """
-    covariance_ff = np.asarray(covariance_ff, np.float64)
-    mean_f = np.asarray(mean_f, np.float64)
-    if covariance_ff.shape != (len(mean_f), len(mean_f)) or not np.allclose(covariance_ff, covariance_ff.T):
-        raise ConfigError(f"A covariance of shape {covariance_ff.shape} is not symmetric, of the size of its mean.")
-    value_f, vector_ff = np.linalg.eigh(covariance_ff)
-    if value_f[0] < -_NOT_SEMIDEFINITE * max(value_f[-1], 0):
-        raise ConfigError(f"A covariance has the negative eigenvalue {value_f[0]:.3g}; compute it in float64.")
-    return Moments(mean_f, np.sqrt(np.maximum(value_f, 0))[:, None] * vector_ff.T)

@@ -19,7 +19,7 @@ from PIL import Image
 from manifpt.decode import decode
 from manifpt.errors import BadImage
 from manifpt.fetch import fetch
-from manifpt.manifest import Manifest
+from manifpt.manifest import Manifest, records
 from manifpt.spaces import View
 
 __all__ = ["phase_randomized", "phase_randomized_reals"]
@@ -53,7 +53,7 @@ def phase_randomized_reals(manifest: Manifest, view: View, seed: int = 0) -> Ite
         seed: of the phases of each row.
     """
     for start in range(0, manifest.rows, _BLOCK_ROWS):
-        rows = manifest.read(start, min(manifest.rows, start + _BLOCK_ROWS)).to_pylist()
+        rows = records(manifest.read(start, min(manifest.rows, start + _BLOCK_ROWS)))
         images = []
         for number, data in enumerate(fetch(rows), start):
             try:

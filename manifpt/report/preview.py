@@ -21,6 +21,7 @@ from manifpt.decode import decode
 from manifpt.errors import BadImage, ConfigError, StorageError
 from manifpt.fetch import fetch
 from manifpt.log import event
+from manifpt.manifest import records
 from manifpt.plan import Plan
 from manifpt.report.drawing import literal
 from manifpt.report.text import plain
@@ -81,8 +82,7 @@ def _example(table: pa.Table, image_id: str) -> Example | None:
     row = table.filter(pc.equal(table["image_id"], image_id))
     if not len(row):
         return None  # rejected in this space only
-    plain = [name for name in row.column_names if name != "artifact"]
-    example: Example = row.select(plain).to_pylist()[0]
+    example: Example = records(row)[0]
     if "artifact" in row.column_names:
         example["artifact"] = row["artifact"].combine_chunks().to_numpy_ndarray()[0].astype(np.float32)
     return example

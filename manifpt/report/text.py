@@ -50,7 +50,7 @@ def say_artifacts(summary: dict[str, Any], output: str) -> str:
         for source, found in sources.items():
             lines.append(
                 f"  {space:<16}{plain(source, 25):<26}{found['images']:>8}{found['distance_mean']:>12.3f}   "
-                f"{found['left_out']} / {found['copies']} / {found['near_copies']}"
+                + " / ".join(str(found.get(name, "-")) for name in ("left_out", "copies", "near_copies"))
             )
     lines += ["", f"  shards   {join(output, 'artifacts')}", f"  summary  {join(output, 'summary.json')}"]
     lines += [f"  picture  {join(output, 'preview.png')}"]

@@ -213,6 +213,8 @@ class SpaceSpec:
         if fields.get("codec", "") not in ("", "jpeg"):
             raise ConfigError(f"Space {fields['name']!r}: codec is jpeg or empty, not {fields['codec']!r}.")
         named: dict[str, Any] = {k: tuple(v) if k in {"mean", "std"} else v for k, v in fields.items()}
+        if named.get("weights_sha256"):
+            named["weights_sha256"] = named["weights_sha256"].lower()
         return SpaceSpec(**named)
 
 

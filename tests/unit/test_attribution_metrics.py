@@ -20,7 +20,7 @@ from manifpt.metrics.attribution import (
     paired_bootstrap,
     precision_recall,
 )
-from manifpt.metrics.calibration import expected_calibration_error
+from manifpt.metrics.calibration import reliability
 
 
 @settings(max_examples=60, deadline=None)
@@ -65,14 +65,14 @@ def test_calibration_error_by_its_definition(seed: int, count: int, bins: int, s
             right = np.mean([probability_bs[b].argmax() == label_b[b] for b in inside])
             sure = np.mean([max(probability_bs[b]) for b in inside])
             expected += len(inside) / count * abs(right - sure)
-    assert expected_calibration_error(probability_bs, label_b, bins) == pytest.approx(expected, abs=1e-12)
+    assert reliability(probability_bs, label_b, bins).error == pytest.approx(expected, abs=1e-12)
 
 
 def test_calibration_error_with_the_bins_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     sure_b = rng.uniform(0.5, 1, 5_000)
     label_b = (rng.random(5_000) > sure_b**2).astype(np.int64)  # of two sources, less often the first than it says
-    found = expected_calibration_error(np.stack([sure_b, 1 - sure_b], axis=1), label_b, bins=10)
+    found = reliability(np.stack([sure_b, 1 - sure_b], axis=1), label_b, bins=10).error
     right_m, sure_m = calibration_curve(label_b == 0, sure_b, n_bins=10)
     share_m = np.histogram(sure_b, np.linspace(0.5, 1, 6))[0] / len(sure_b)
     assert found == pytest.approx((share_m * np.abs(right_m - sure_m)).sum(), abs=1e-12)
@@ -81,9 +81,9 @@ def test_calibration_error_with_the_bins_of_scikit_learn() -> None:
 
 def test_calibration_error_at_its_ends() -> None:
     sure_bs = np.eye(3)[[0, 1, 2, 0]]
-    assert expected_calibration_error(sure_bs, np.array([0, 1, 2, 0])) == 0
-    assert expected_calibration_error(sure_bs, np.array([1, 2, 0, 1])) == 1
-    assert expected_calibration_error(sure_bs.astype(np.float16), np.array([0, 1, 0, 0])) == 0.25
+    assert reliability(sure_bs, np.array([0, 1, 2, 0])).error == 0
+    assert reliability(sure_bs, np.array([1, 2, 0, 1])).error == 1
+    assert reliability(sure_bs.astype(np.float16), np.array([0, 1, 0, 0])).error == 0.25
 
 
 def by_hand(gain_b: np.ndarray, group_b: np.ndarray, seed: int, rounds: int) -> np.ndarray:
@@ -164,9 +164,9 @@ def test_what_is_no_comparison_is_refused() -> None:
     with pytest.raises(ConfigError, match="label -1"):
         confusion(np.array([0, 1]), np.array([1, -1]), ["a", "b"])
     with pytest.raises(ConfigError, match="softmax"):
-        expected_calibration_error(np.array([[2.0, -1.0]]), np.array([0]))
+        reliability(np.array([[2.0, -1.0]]), np.array([0]))
     with pytest.raises(ConfigError, match="softmax"):
-        expected_calibration_error(np.array([[np.nan, 1.0]]), np.array([0]))
+        reliability(np.array([[np.nan, 1.0]]), np.array([0]))
     with pytest.raises(ConfigError, match="1 group"):
         paired_bootstrap(one_b, ~one_b, seed=0, group_b=np.zeros(4, np.int64))
     with pytest.raises(ConfigError, match="level 95"):

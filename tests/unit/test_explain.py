@@ -134,7 +134,7 @@ def test_distances_are_by_source_without_reals_that_the_reference_has_a_copy_of(
 
 def test_a_run_that_is_not_finished_has_no_distances_yet(tmp_path: Path) -> None:
     run = str(make_run(tmp_path / "run", rows_of({"gan": 4}), shard_rows=2, shards=1))
-    with pytest.raises(ConfigError, match="1 of 2 shards: end it first"):
+    with pytest.raises(ConfigError, match="1 of 2 shards, or was not ended: end it first"):
         read_distances(run, read_plan(run), "rgb", "")
 
 

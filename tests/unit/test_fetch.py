@@ -90,6 +90,19 @@ class TestFiles:
         assert next(found) == b"1"
         found.close()  # type: ignore[attr-defined]
 
+    @pytest.mark.parametrize(
+        ("container", "offset", "size"),
+        [("tar", -5, 3), ("tar", 0, -3), ("tar", None, 3), ("tar", 0, None), ("parquet", None, None),
+         ("parquet", -1, None), (None, None, -1)],
+    )  # fmt: skip
+    def test_a_row_that_says_no_place_is_one_bad_image(
+        self, tmp_path: Path, container: str | None, offset: int | None, size: int | None
+    ) -> None:
+        (tmp_path / "a").write_bytes(b"12345678")
+        found = list(fetch([row(tmp_path / "a", size=8), row(tmp_path / "a", container, offset, size)]))
+        assert found[0] == b"12345678"
+        assert isinstance(found[1], BadImage) and found[1].reason is RejectReason.CORRUPT
+
 
 class TestTar:
     @pytest.fixture

@@ -291,6 +291,20 @@ class TestTars:
         assert (rows[1]["container"], rows[1]["size_bytes"], rows[1]["format"]) == ("tar", 2, "jpeg")
         assert round_trip(tmp_path, root / "set.tar") == {"set.tar#dcgan/a.png": b"1", "set.tar#./real/b.jpg": b"22"}
 
+    def test_a_tar_that_seems_to_end_before_its_end(self, root: Path) -> None:
+        """Its other images would be missing without a word."""
+        for name in ("a", "b"):
+            tar_of(root / f"{name}.tar", (f"g/{name}.png", b"1"))
+        joined = (root / "a.tar").read_bytes() + (root / "b.tar").read_bytes()
+        emptied = bytearray(tar_of(root / "c.tar", *((f"g/{n}.png", bytes([n])) for n in range(4))).read_bytes())
+        emptied[1024:1536] = bytes(512)  # the second header
+        for damaged in (joined, bytes(emptied)):
+            (root / "d.tar").write_bytes(damaged)
+            with pytest.raises(ConfigError, match=r"d\.tar is damaged .*several tars joined"):
+                rows_of(root / "d.tar")
+        (root / "d.tar").write_bytes((root / "a.tar").read_bytes() + bytes(3 << 20))
+        assert len(rows_of(root / "d.tar")) == 1, "writers may pad as much as they like"
+
     def test_the_folder_of_a_tar_names_the_source(self, root: Path) -> None:
         tar_of(root / "vae" / "0.tar", ("x/a.png", b"1"))
         assert [(row["image_id"], row["source"]) for row in rows_of(root)] == [("vae/0.tar#x/a.png", "vae")]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifpt import sorting
+from manifpt.errors import ConfigError
 from manifpt.sorting import aligned, sorted_tables
 
 KEYS = st.lists(st.text("ab/é\U0001f600", max_size=3), max_size=40)
@@ -34,6 +35,12 @@ def test_every_row_comes_once_and_in_the_order_of_its_utf_8_bytes(keys: list[str
     rows = [row for table in sorted_tables(batches(keys, size), "key") for row in table.to_pylist()]
     assert sorted(row["place"] for row in rows) == list(range(len(keys)))
     assert [row["key"] for row in rows] == sorted(keys, key=lambda key: key.encode())
+
+
+def test_values_that_no_one_type_has_are_told() -> None:
+    parts = [pa.record_batch({"key": ["a"], "kept": [2**53 + 1]}), pa.record_batch({"key": ["b"], "kept": [0.5]})]
+    with pytest.raises(ConfigError, match="no one type"):
+        list(sorted_tables(parts, "key"))
 
 
 def stream(keys: list[str], size: int) -> Iterator[pa.Table]:

@@ -13,6 +13,11 @@ from manifpt.spaces.base import View
 from manifpt.spaces.pixels import log_spectrum, pixels
 
 
+def test_a_digest_in_capitals_is_the_same() -> None:
+    fields = {"name": "mine", "kind": "network", "weights_sha256": "AB12"}
+    assert SpaceSpec.from_json(fields) == SpaceSpec.from_json(fields | {"weights_sha256": "ab12"})
+
+
 def test_rgb_is_unit_range_without_normalisation() -> None:
     space = make_space(SpaceSpec(name="rgb", kind="rgb", height_px=2, width_px=2))
     codes = np.arange(12, dtype=np.uint8).reshape(1, 3, 2, 2) * 23

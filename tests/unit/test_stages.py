@@ -11,17 +11,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from manifpt.artifacts import to_numpy
 from manifpt.decode import DECODER
 from manifpt.errors import ConfigError
+from manifpt.estimates import Estimate
 from manifpt.indexing import IndexOptions, index
-from manifpt.manifest import Manifest, write_manifest
+from manifpt.manifest import Manifest, records, write_manifest
 from manifpt.packing import pack, unpack
-from manifpt.plan import Plan
+from manifpt.plan import Plan, publish_plan
 from manifpt.projecting import Projecting
-from manifpt.reader import read_artifacts
+from manifpt.reader import read_artifacts, read_plan
 from manifpt.reference import finish_bundle
+from manifpt.report.preview import draw_preview
 from manifpt.shards import read_commits, write_rejected
 from manifpt.spaces import SpaceSpec
 from manifpt.stages import Encoder, Shard, commit_artifacts, commit_codes, decode_rows
@@ -77,6 +80,7 @@ def run(plan: Plan, output: Path) -> None:
         for projecting in stages:
             shard = travelled(projecting(shard))
         commit_artifacts(plan, str(output), shard)
+    put(output / "_SUCCESS", b"")
 
 
 def committed(output: Path) -> dict[str, object]:
@@ -125,8 +129,6 @@ def test_a_reference_survives_a_shard_of_bad_images(tmp_path: Path) -> None:
 
 
 def test_lazy_and_inline_agree(plan: Plan, tmp_path: Path) -> None:
-    from manifpt.plan import publish_plan
-
     for name, inline in (("inline", ("rgb", "small")), ("lazy", ())):
         of_run = replace(plan, inline=inline)
         publish_plan(of_run, str(tmp_path / name))
@@ -167,6 +169,88 @@ def test_artifacts_too_large_for_float16_are_an_error_not_infinite(plan: Plan, m
     monkeypatch.setattr(reference.space, "embed", lambda c: embed(c) * np.float32(1e6 if len(c) == 4 else 1))
     with pytest.raises(ConfigError, match="use --dtype float32"):
         projecting(codes)
+
+
+def test_a_lazy_artifact_too_large_for_float16_is_an_error_too(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lazy = replace(plan, inline=())
+    publish_plan(lazy, str(tmp_path / "run"))
+    run(lazy, tmp_path / "run")
+    monkeypatch.setattr("manifpt.reader.artifacts_of", lambda residual_bd, *_: residual_bd + np.float32(1e6))
+    with pytest.raises(ConfigError, match="use --dtype float32"):
+        list(read_artifacts(str(tmp_path / "run"), "rgb"))
+
+
+def test_a_part_that_is_not_what_its_commit_says_is_not_read(plan: Plan, tmp_path: Path) -> None:
+    publish_plan(plan, str(tmp_path / "run"))
+    run(plan, tmp_path / "run")
+    parts = sorted((tmp_path / "run/artifacts/rgb").iterdir())
+    whole = parts[0].read_bytes()
+    for damaged in (parts[1].read_bytes(), whole[:-1], bytes([*whole[:200], whole[200] ^ 1, *whole[201:]])):
+        parts[0].write_bytes(damaged)
+        with pytest.raises(ConfigError, match="is not what the commit of shard 0 says"):
+            list(read_artifacts(str(tmp_path / "run"), "rgb"))
+
+
+def test_an_unfinished_run_is_not_read_as_if_it_were_whole(plan: Plan, tmp_path: Path) -> None:
+    publish_plan(plan, str(tmp_path / "run"))
+    run(plan, tmp_path / "run")
+    assert len(list(read_artifacts(str(tmp_path / "run"), "rgb"))) == plan.shards
+    (tmp_path / "run/_SUCCESS").unlink()
+    with pytest.raises(ConfigError, match="was not ended"):
+        list(read_artifacts(str(tmp_path / "run"), "rgb"))
+    publish_plan(replace(plan, task="reference"), str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match="has no artifacts"):
+        read_plan(str(tmp_path / "other"))
+
+
+def test_a_kept_column_may_hold_what_python_can_not(plan: Plan, tmp_path: Path) -> None:
+    manifest = pq.read_table(plan.manifest_uri)
+    times = pa.array([10 * 253_402_300_800_000] * len(manifest), pa.timestamp("ms"))  # the year 80000
+    uri = str(tmp_path / "kept.parquet")
+    write_manifest(manifest.append_column("taken", times).to_batches(), uri)
+    of_run = replace(plan, manifest_uri=uri, manifest_digest=Manifest(uri).digest(), manifest_etag=Manifest(uri).etag)
+    run(of_run, tmp_path / "run")
+    part = pq.read_table(tmp_path / "run/artifacts/rgb/part-00000.parquet")
+    assert len(part) == 4 and part["taken"].type == pa.timestamp("ms")
+    draw_preview(of_run, str(tmp_path / "run"))
+    assert (tmp_path / "run/preview.png").exists()
+
+
+@pytest.mark.parametrize("held", ["jpeg", "jpeg and png"])
+def test_a_real_whose_copy_was_encoded_again_is_told_even_if_it_is_left_out(tmp_path: Path, held: str) -> None:
+    """Leave-one-out hides its own pixels, and not those of its JPEG."""
+    for n in range(8):
+        image = smooth(n)
+        put(tmp_path / f"reals/real/{n}.jpg", encoded(image, "JPEG", quality=95))
+        put(tmp_path / f"queries/real/{n}.png", encoded(image, "PNG"))
+        if held == "jpeg and png":
+            put(tmp_path / f"reals/real/{n}.png", encoded(image, "PNG"))
+    reals = planned(tmp_path, "reals", (NATIVE,))
+    for shard in range(reals.shards):
+        commit_codes(reals, str(tmp_path / "reference"), Encoder(reals.spaces)(decode_rows(reals, shard)))
+    bundle = finish_bundle(reals, str(tmp_path / "reference"))
+    queries = replace(planned(tmp_path, "queries", (NATIVE,)), task="artifacts", reference_uri=bundle.uri,
+                      reference_digest=bundle.digest)  # fmt: skip
+    run(queries, tmp_path / "run")
+    found = [
+        row for table in sorted((tmp_path / "run/artifacts/rgb").iterdir()) for row in records(pq.read_table(table))
+    ]
+    assert {row["twin"] for row in found} == {"near_copy"}
+    said = json.loads((tmp_path / "run/commits/00000.json").read_text())["statistics"]["rgb"]["real"]
+    assert (said["near_copies"], said["left_out"]) == (4, 0)
+    soft = replace(queries, estimate=Estimate(name="soft", sigma=0.1))
+    run(soft, tmp_path / "soft")
+    said = json.loads((tmp_path / "soft/commits/00000.json").read_text())["statistics"]["rgb"]["real"]
+    assert "near_copies" not in said, "it was not looked for"
+    assert said["left_out"] == (4 if held == "jpeg and png" else 0)
+
+
+def smooth(seed: int) -> Image.Image:
+    """Of 32 px, which JPEG changes little."""
+    corner_hwc = np.random.default_rng(seed).integers(40, 215, (4, 4, 3), np.uint8)
+    return Image.fromarray(corner_hwc).resize((32, 32), Image.Resampling.BICUBIC)
 
 
 def test_a_manifest_replaced_meanwhile_is_noticed(plan: Plan, tmp_path: Path) -> None:

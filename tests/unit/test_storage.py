@@ -232,6 +232,24 @@ class TestList:
             assert list(STORE.list(str(tmp_path))) == []
         assert STORE.stat(str(tmp_path / "pipe.png")) is None
 
+    def test_what_is_no_file_any_more_is_not_there(self, tmp_path: Path) -> None:
+        """A pipe would be waited for, for ever; of the others the system has errors of its own."""
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "itself").symlink_to("itself")
+        (tmp_path / "folder").mkdir()
+        with socket.socket(socket.AF_UNIX) as server:
+            here = os.getcwd()
+            os.chdir(tmp_path)
+            try:
+                server.bind("socket")
+            finally:
+                os.chdir(here)
+            for name in ("pipe", "itself", "folder", "socket", "none", "folder/none/x", "n" * 300):
+                with pytest.raises(FileNotFoundError):
+                    STORE.read(str(tmp_path / name))
+                with pytest.raises(FileNotFoundError):
+                    STORE.open(str(tmp_path / name))
+
     @pytest.mark.parametrize("step", ["stat", "scandir"])
     def test_a_folder_that_goes_does_not_end_the_list(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
