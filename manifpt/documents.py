@@ -128,7 +128,7 @@ def table_of(data: bytes, where: str, columns: Sequence[str] | None = None) -> p
         ConfigError: it is none, or lacks a column.
     """
     with parquet_errors(where):
-        table = pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False)
+        table = pq.read_table(pa.BufferReader(data), columns=columns and list(columns), use_threads=False)
         table.validate(full=True)
     for name in columns or ():
         if table.column_names.count(name) != 1:

@@ -1,6 +1,6 @@
 """What all trainings share: the learning rate's way, precision, and a state as files without pickle.
 
-A checkpoint is tensors as safetensors, and JSON with their digest.
+A checkpoint is tensors as safetensors, and JSON with a digest of both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from manifpt.errors import StorageError
+from manifpt.errors import ConfigError
 
 __all__ = ["State", "autocast", "cosine", "load_state", "save_state"]
 
@@ -79,13 +79,16 @@ def save_state(state: State, folder: Path) -> None:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("best/")}
     data = save(tensors)
     facts = {
-        "sha256": hashlib.sha256(data).hexdigest(),
         "groups": state.optimizer["param_groups"],
         "numbers": numbers,
         "history": [asdict(epoch) for epoch in state.history],
     }
     (folder / _TENSORS).write_bytes(data)
-    (folder / _FACTS).write_text(json.dumps(facts))
+    (folder / _FACTS).write_text(json.dumps({"sha256": _digest(data, facts), **facts}))
+
+
+def _digest(data: bytes, facts: dict[str, Any]) -> str:
+    return hashlib.sha256(data + json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def load_state(folder: Path, epoch: Callable[..., Any] = dict) -> State:
@@ -96,16 +99,16 @@ def load_state(folder: Path, epoch: Callable[..., Any] = dict) -> State:
         epoch: makes an entry of the history from its fields.
 
     Raises:
-        StorageError: the files are not those that were written.
+        ConfigError: the files are not those that were written: no other try would find other ones.
     """
     try:
         facts = json.loads((folder / _FACTS).read_text())
         data = (folder / _TENSORS).read_bytes()
-        is_whole = hashlib.sha256(data).hexdigest() == facts["sha256"]
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        is_whole = facts.pop("sha256") == _digest(data, facts)
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
         is_whole = False
     if not is_whole:
-        raise StorageError(
+        raise ConfigError(
             f"The checkpoint {folder} is damaged; delete the folder checkpoints/ to train from the start."
         )
     kinds: dict[str, dict[str, torch.Tensor]] = {"network": {}, "best": {}}

@@ -12,7 +12,9 @@ import numpy as np
 from manifpt.analysis.designs import Designs, read_designs
 from manifpt.analysis.tasks import STAGES, Work, measure, opened
 from manifpt.attributor.choice import choice_of, read_labels
+from manifpt.attributor.files import bundle_config, bundle_file, bundle_object
 from manifpt.config import AnalyzeConfig
+from manifpt.documents import json_of
 from manifpt.errors import ConfigError
 from manifpt.log import event
 from manifpt.plan import Plan, publish_facts
@@ -141,11 +143,13 @@ def _attributors(config: AnalyzeConfig, plan: Plan, spaces: tuple[str, ...]) -> 
 def _reached(path: str) -> dict[str, Any]:
     """What an attributor reached on its test images."""
     uri = normalize(path)
-    metrics = json.loads(store_of(uri).read(join(uri, "metrics.json")))
-    config, labels = (json.loads(store_of(uri).read(join(uri, name))) for name in ("config.json", "labels.json"))
+    config = bundle_config(uri)
+    metrics = bundle_object(uri, config, "metrics.json")
     kept = ("accuracy", "balanced_accuracy", "calibration_error", "fd_ratio", "test_images", "precision", "recall",
             "confusion")  # fmt: skip
-    facts = {"bundle": uri, "weights_sha256": config["weights_sha256"], "network": config["network"], "labels": labels}
+    labels = json_of(bundle_file(uri, config, "labels.json"), f"The attributor {uri}")
+    facts = {"bundle": uri, "weights_sha256": config["files"]["model.safetensors"], "network": config["network"],
+             "labels": labels}  # fmt: skip
     return facts | {name: metrics[name] for name in kept}
 
 

@@ -39,6 +39,7 @@ from manifpt.analysis.custody import code_digest, read_image
 from manifpt.analysis.distances import Distances, read_distances
 from manifpt.analysis.measure import Measured, measure
 from manifpt.analysis.verdict import Findings, percentile, quantiles, threshold, verdict
+from manifpt.attributor.files import bundle_object
 from manifpt.config import ExplainConfig
 from manifpt.decode import content_hash
 from manifpt.errors import ConfigError
@@ -84,7 +85,10 @@ def explain_image(config: ExplainConfig) -> dict[str, Any]:
     from manifpt.attributor.bundle import Attributor  # torch costs seconds
     from manifpt.attributor.choice import read_labels
 
-    labels, attributor = read_labels(config.labels), Attributor.load(config.attributor)
+    attributor = Attributor.load(config.attributor)
+    labels = read_labels(config.labels) or attributor.config.get("choice", {}).get(
+        "labels", {}
+    )  # those of its training
     bundle = open_bundle(normalize(config.reference) if config.reference else plan.reference_uri)
     spec, estimate = _agreed(attributor, plan, bundle, run), _estimate(plan, config.denoiser, bundle)
     distances = read_distances(run, plan, spec.name, image["content_hash"])
@@ -94,7 +98,7 @@ def explain_image(config: ExplainConfig) -> dict[str, Any]:
     order = np.argsort(-probability_s, kind="stable")
     probabilities = [{"label": attributor.labels[s], "probability": float(probability_s[s])} for s in order]
     named = attributor.labels[order[0]]
-    tested = _tested(normalize(config.attributor), named, attributor.labels)
+    tested = _tested(normalize(config.attributor), attributor.config, named, attributor.labels)
     nearest, pictures = _nearest(bundle, found)
     in_view = found.view_chw.shape[1:]
     is_resized = image_hwc.shape[:2] != in_view
@@ -134,7 +138,7 @@ def explain_image(config: ExplainConfig) -> dict[str, Any]:
         "reference": {"uri": bundle.uri, "digest": bundle.digest, "images": bundle.images},
         "attributor": {
             "uri": normalize(config.attributor),
-            "weights_sha256": attributor.config["weights_sha256"],
+            "weights_sha256": attributor.config["files"]["model.safetensors"],
             "label": named,
             "threshold": threshold(tested["calibration_error"]),
             **tested,
@@ -200,10 +204,12 @@ def _estimate(plan: Plan, denoiser: str | None, bundle: Bundle) -> Estimate:
     return replace(plan.estimate, weights=weights)
 
 
-def _tested(uri: str, named: str, labels: Sequence[str]) -> dict[str, Any]:
+def _tested(uri: str, config: Mapping[str, Any], named: str, labels: Sequence[str]) -> dict[str, Any]:
     """What the bundle's metrics say of the attributor and of one label; null where they don't."""
+    metrics = bundle_object(uri, config, "metrics.json")
+    if not metrics:
+        return {"accuracy": None, "calibration_error": None, "precision": None, "test_images": 0}
     try:
-        metrics = json.loads(store_of(uri).read(join(uri, "metrics.json")))
         number = labels.index(named)
         return {
             "accuracy": _share(metrics["accuracy"]),
@@ -211,8 +217,6 @@ def _tested(uri: str, named: str, labels: Sequence[str]) -> dict[str, Any]:
             "precision": _share(metrics["precision"][number]),
             "test_images": int(metrics["test_images"][number]),
         }
-    except FileNotFoundError:
-        return {"accuracy": None, "calibration_error": None, "precision": None, "test_images": 0}
     except (LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"The metrics of {uri} are damaged ({error!r}); train it again.") from error
 

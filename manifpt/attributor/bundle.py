@@ -2,8 +2,8 @@
 
 Legend: B artifacts, S labels, F features, A principal axes, K numbers of a spectrum.
 
-    config.json          space, estimate, reference digest, shape, network, recipe; SHA-256 of both safetensors; written
-                         last
+    config.json          space, estimate, reference digest, shape, network, recipe; SHA-256 of all files below but the
+                         card; written last
     labels.json          S names, in the order of the network's outputs
     model.safetensors    weights, and the training artifacts' mean and standard deviation
     openset.safetensors  what features and spectra of the training artifacts look like, and the features' principal axes
@@ -12,6 +12,7 @@ Legend: B artifacts, S labels, F features, A principal axes, K numbers of a spec
                          chosen for and the rate measured on test
     calibration.png      the same reliability, drawn
     baseline.parquet     validation and test images as the attributor sees them: see `manifpt.attributor.baseline`
+    seen.parquet         `content_hash` of the training and validation images: to test on them would flatter
     metrics.json         what it reached on the test images
     README.md            model card
 """
@@ -30,6 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from manifpt.attributor.calibration import probabilities
+from manifpt.attributor.files import CONFIG, FORMAT, bundle_config, bundle_files
 from manifpt.attributor.networks import AttributorNetwork, make_network
 from manifpt.attributor.openset import OpenSet
 from manifpt.attributor.outputs import Outputs, joined
@@ -39,11 +41,11 @@ from manifpt.documents import Kinds, json_of, load_tensors, object_of
 from manifpt.errors import ConfigError
 from manifpt.storage import join, normalize, store_of
 
-__all__ = ["Attribution", "Attributor", "Verdicts", "is_finished", "save_bundle"]
+__all__ = ["SEEN", "Attribution", "Attributor", "Verdicts", "save_bundle"]
 
-_FORMAT = 3
+SEEN = "seen.parquet"
 _CONFIG: Kinds = {"network": str, "shape": list, "space": dict, "estimate": dict, "reference_digest": str}
-_DIGESTS = {"model": "weights_sha256", "openset": "openset_sha256"}  # of a file, where config.json has its SHA-256
+_TENSORS = ("model.safetensors", "openset.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,26 +100,23 @@ class Attributor:
             ConfigError: there is none, or it is damaged.
         """
         uri = normalize(path)
-        config = _read(uri, "config.json")
-        if config.get("format") != _FORMAT:
-            raise ConfigError(
-                f"The attributor {uri} has format {config.get('format')!r}; this version reads {_FORMAT}: train it "
-                f"again."
-            )
-        tensors = {name: _bytes(uri, f"{name}.safetensors") for name in _DIGESTS}
-        for name, digest in _DIGESTS.items():
-            if hashlib.sha256(tensors[name]).hexdigest() != config.get(digest):
-                raise ConfigError(f"The weights of {uri} are not those that its config names; train it again.")
-        labels, calibration = _read(uri, "labels.json"), _read(uri, "calibration.json")
-        where = f"The attributor {uri}"
+        config, where = bundle_config(uri), f"The attributor {uri}"
+        files = bundle_files(uri, config)
+        for name in (*_TENSORS, "labels.json", "calibration.json"):
+            if name not in files:
+                raise ConfigError(f"{where} is damaged (its config names no {name}); train it again.")
+        model, statistics = (files[name] for name in _TENSORS)
+        labels, calibration = (json_of(files[name], where) for name in ("labels.json", "calibration.json"))
         object_of(config, where, _CONFIG)
         object_of(config["space"], where, {"name": str})
-        if not labels or len(set(map(str, labels))) < len(labels) or not all(isinstance(name, str) for name in labels):
-            raise ConfigError(f"{where} is damaged (labels are different texts); train it again.")
+        if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels) or not labels:
+            raise ConfigError(f"{where} is damaged (labels are texts); train it again.")
+        if len(set(labels)) < len(labels):
+            raise ConfigError(f"{where} is damaged (a label is there twice); train it again.")
         try:
-            network = _network(config, tensors["model"], len(labels), uri)
+            network = _network(config, model, len(labels), uri)
             temperature = float(calibration["temperature"])
-            openset = OpenSet.from_bytes(tensors["openset"], temperature, calibration["unknown"])
+            openset = OpenSet.from_bytes(statistics, temperature, calibration["unknown"])
             openset.check(len(labels), network.classifier.in_features, spectrum_size(config["shape"]))
             return cls(network, labels, openset, config)
         except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, SafetensorError) as error:
@@ -128,8 +127,9 @@ class Attributor:
     def digest(self) -> str:
         """SHA-256 of all that verdicts depend on: two bundles of one digest say the same of any artifact."""
         config, openset = self.config, self.openset
-        names = ("network", "shape", "space", "estimate", "reference_digest", *_DIGESTS.values())
-        facts = [[config.get(name) for name in names], self.labels, openset.temperature, openset.chosen()]
+        names = ("network", "shape", "space", "estimate", "reference_digest")
+        decided = [config.get(name) for name in names] + [config["files"][name] for name in _TENSORS]
+        facts = [decided, self.labels, openset.temperature, openset.chosen()]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def verdicts(self, artifacts: np.ndarray, device: str = "cpu") -> Verdicts:
@@ -226,20 +226,6 @@ class Attributor:
         return np.array([known[source] for source in sources], np.int64)
 
 
-def is_finished(uri: str) -> bool:
-    """Whether a training left a bundle there that this version reads. One of an earlier version is made anew."""
-    if store_of(uri).stat(join(uri, "config.json")) is None:
-        return False
-    return bool(_read(uri, "config.json").get("format") == _FORMAT)
-
-
-def _bytes(uri: str, name: str) -> bytes:
-    try:
-        return store_of(uri).read(join(uri, name))
-    except FileNotFoundError as error:
-        raise ConfigError(f"There is no finished attributor at {uri}; train one: jobs/train_attributor.py.") from error
-
-
 def _network(config: Mapping[str, Any], data: bytes, labels: int, uri: str) -> AttributorNetwork:
     """Made without memory first: a config that names a huge shape must not get any."""
     shape = tuple(config["shape"])
@@ -251,13 +237,6 @@ def _network(config: Mapping[str, Any], data: bytes, labels: int, uri: str) -> A
     return network.to(memory_format=torch.channels_last) if len(shape) == 3 else network
 
 
-def _read(uri: str, name: str) -> Any:
-    found = json_of(_bytes(uri, name), f"The attributor {uri}")
-    if not isinstance(found, list if name == "labels.json" else dict):
-        raise ConfigError(f"The attributor {uri} is damaged ({name} holds something else); train it again.")
-    return found
-
-
 def save_bundle(
     output: str,
     state: Mapping[str, torch.Tensor],
@@ -267,6 +246,7 @@ def save_bundle(
     openset: OpenSet,
     metrics: Mapping[str, Any],
     card: str,
+    others: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a bundle; `config.json`, without which it is none, comes last.
 
@@ -279,20 +259,18 @@ def save_bundle(
         openset: statistics, score and threshold.
         metrics: on the test images.
         card: Markdown.
+        others: files by name, such as `baseline.parquet`.
     """
     store = store_of(output)
-    tensors = {
-        "model": save({name: tensor.contiguous() for name, tensor in state.items()}),
-        "openset": openset.to_bytes(),
-    }
-    for name, data in tensors.items():
-        store.write(join(output, f"{name}.safetensors"), data)
     chosen = {**calibration.get("unknown", {}), **openset.chosen()}
     calibration = {"temperature": openset.temperature, **calibration, "unknown": chosen}
     documents = {"labels.json": list(labels), "calibration.json": calibration, "metrics.json": metrics}
-    for name, document in documents.items():
-        store.write(join(output, name), (json.dumps(document, indent=2) + "\n").encode())
+    weights = save({name: tensor.contiguous() for name, tensor in state.items()})
+    files = dict(zip(_TENSORS, (weights, openset.to_bytes()), strict=True)) | dict(others or {})
+    files |= {name: (json.dumps(document, indent=2) + "\n").encode() for name, document in documents.items()}
+    for name, data in files.items():
+        store.write(join(output, name), data)
     store.write(join(output, "README.md"), card.encode())
-    digests = {digest: hashlib.sha256(tensors[name]).hexdigest() for name, digest in _DIGESTS.items()}
-    config = {"format": _FORMAT, **config, **digests}
-    store.write(join(output, "config.json"), (json.dumps(config, indent=2) + "\n").encode())
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    config = {"format": FORMAT, **config, "files": digests}
+    store.write(join(output, CONFIG), (json.dumps(config, indent=2) + "\n").encode())

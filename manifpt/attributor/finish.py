@@ -9,17 +9,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from safetensors.torch import load
 
 from manifpt.artifacts import parquet_bytes
 from manifpt.attributor.baseline import BASELINE, baseline_table
-from manifpt.attributor.bundle import save_bundle
+from manifpt.attributor.bundle import SEEN, save_bundle
 from manifpt.attributor.calibration import fit_temperature, probabilities
 from manifpt.attributor.card import model_card
 from manifpt.attributor.examples import Examples
 from manifpt.attributor.features import STATISTICS, FeatureStatistics
 from manifpt.attributor.openset import OpenSet, chosen_on, validation_aurocs
 from manifpt.attributor.outputs import Outputs, read_outputs
+from manifpt.attributor.splits import TEST
+from manifpt.errors import ConfigError
 from manifpt.following import json_lines
 from manifpt.log import event
 from manifpt.metrics.attribution import confusion, precision_recall
@@ -46,6 +49,13 @@ def finish(output: str, examples: Examples, facts: Mapping[str, Any], workers: i
     validation, test = (_said(output, side, workers) for side in ("validation", "test"))
     temperature = fit_temperature(validation.logits_bs, validation.label_b)
     statistics = FeatureStatistics.from_bytes(store.read(join(output, STATISTICS)))
+    if not statistics.count_s.all():
+        # Each worker gets as many images as any other, and a remainder goes to none.
+        lost = ", ".join(label for label, count in zip(examples.labels, statistics.count_s, strict=True) if not count)
+        raise ConfigError(
+            f"None of the {workers} workers saw an image of {lost}, of which there are too few: train with "
+            f"--workers 1, give it more images, or leave labels of few images out with --min-images."
+        )
     aurocs = validation_aurocs(validation, temperature, statistics)
     openset = chosen_on(validation, temperature, statistics, aurocs, facts["false_alarms"])
     event("open_set", score=openset.score, threshold=openset.threshold, **aurocs)
@@ -55,13 +65,15 @@ def finish(output: str, examples: Examples, facts: Mapping[str, Any], workers: i
     metrics = _metrics(output, examples, test, facts["seed"]) | {
         name: calibration[name] for name in ("calibration_error", "calibration_error_by_chance")
     }
-    config = {**facts, "versions": library_versions()}
+    config = {**facts, "workers": workers, "versions": library_versions()}
     card = model_card(examples.labels, config, metrics, calibration["unknown"] | openset.chosen())
     state = load(store.read(join(output, "network.safetensors")))
-    table = baseline_table(examples, {"validation": validation, "test": test}, openset)
-    store.write(join(output, BASELINE), parquet_bytes(table))
-    store.write(join(output, "calibration.png"), draw_reliability(calibration["reliability"]))
-    save_bundle(output, state, examples.labels, config, calibration, openset, metrics, card)
+    others = {
+        BASELINE: parquet_bytes(baseline_table(examples, {"validation": validation, "test": test}, openset)),
+        SEEN: parquet_bytes(examples.table.select(["content_hash"]).filter(pa.array(examples.side_n != TEST))),
+        "calibration.png": draw_reliability(calibration["reliability"]),
+    }
+    save_bundle(output, state, examples.labels, config, calibration, openset, metrics, card, others)
     return {"labels": list(examples.labels), **metrics}
 
 

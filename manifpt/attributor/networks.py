@@ -13,8 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from manifpt.errors import ConfigError
+from manifpt.log import event
+from manifpt.spaces import BUILT_IN, SpaceSpec
+from manifpt.spaces.weights import load_state, resolve_weights
 
-__all__ = ["NETWORKS", "AttributorNetwork", "make_network"]
+__all__ = ["NETWORKS", "AttributorNetwork", "imagenet_start", "make_network", "start_from"]
 
 
 class AttributorNetwork(nn.Module):
@@ -75,6 +78,22 @@ def make_network(name: str, shape: tuple[int, ...], sources: int) -> AttributorN
     return network.to(memory_format=torch.channels_last) if len(shape) == 3 else network
 
 
+def imagenet_start(name: str) -> SpaceSpec | None:
+    """torchvision's ImageNet weights for a network that has such a start, where they can be had."""
+    if name != "resnet50":
+        return None
+    try:
+        return resolve_weights(BUILT_IN["supervised"])
+    except ConfigError as error:
+        event("no_imagenet_weights", hint="resnet50 starts from random weights", why=error)
+        return None
+
+
+def start_from(network: AttributorNetwork, weights: SpaceSpec) -> None:
+    """Takes over the weights of `imagenet_start`, all but the last layer's."""
+    network.body.load_state_dict({name: t for name, t in load_state(weights).items() if not name.startswith("fc.")})
+
+
 def _head(shape: tuple[int, ...], sources: int) -> AttributorNetwork:
     """One hidden layer of 512 (paper.md 11, our reading: how the paper's network takes a vector isn't known)."""
     body = nn.Sequential(
@@ -84,7 +103,7 @@ def _head(shape: tuple[int, ...], sources: int) -> AttributorNetwork:
 
 
 class _Block(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut, which is padded with zeros or projected where the shape changes."""
+    """Two 3 x 3 convolutions and a shortcut, which is projected where the shape changes."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -13,6 +12,7 @@ import numpy as np
 from manifpt.attributor.altered import Altered, read_altered
 from manifpt.attributor.choice import choice_of
 from manifpt.attributor.examples import Examples, select_examples
+from manifpt.attributor.files import bundle_config, bundle_object, is_finished
 from manifpt.attributor.splits import SIDES, TEST, TRAIN, VALIDATION
 from manifpt.attributor.trackers import Track, make_tracker
 from manifpt.config import TrainConfig
@@ -21,11 +21,11 @@ from manifpt.following import followed
 from manifpt.log import event
 from manifpt.plan import publish_facts
 from manifpt.resources import share_training
-from manifpt.spaces import BUILT_IN
-from manifpt.spaces.weights import resolve_weights
-from manifpt.storage import join, normalize, store_of
+from manifpt.storage import join, normalize
 
 __all__ = ["train_attributor"]
+
+_FEW_A_WORKER = 8  # images of a batch
 
 
 def train_attributor(config: TrainConfig) -> dict[str, Any]:
@@ -40,8 +40,7 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
     choice = replace(choice_of(config), seed=config.seed)
     examples = select_examples(run, config.space, choice)
     altered = read_altered([normalize(other) for other in config.altered_artifacts], examples)
-    from manifpt.attributor import training  # torch costs seconds
-    from manifpt.attributor.bundle import is_finished
+    from manifpt.attributor import networks, training  # torch costs seconds
 
     network = config.network or ("resnet50" if len(examples.shape) == 3 else "head")
     training.check_network(network, examples.shape)
@@ -52,11 +51,11 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
         recipe = replace(recipe, epochs=config.epochs)
     if not 0 < config.false_alarms < 1:
         raise ConfigError(f"--false-alarms is a share of images, such as 0.05, not {config.false_alarms}.")
-    weights = _imagenet() if network == "resnet50" else None
+    weights = networks.imagenet_start(network)
     facts = _facts(config, examples, altered, network, recipe, weights.weights_sha256 if weights else None)
     publish_facts(join(output, "training.json"), facts, "training")
     if is_finished(output):
-        metrics: dict[str, Any] = json.loads(store_of(output).read(join(output, "metrics.json")))
+        metrics = bundle_object(output, bundle_config(output), "metrics.json")
         return metrics | {"labels": list(examples.labels), "trained": False}
     track = make_tracker(config.tracker, output)
     label_n = np.concatenate([examples.label_n[examples.side_n == TRAIN], *(of_run.label_n for of_run in altered)])
@@ -76,6 +75,9 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
             f"{shares.workers} workers can't share {count_s.sum()} training images, since each needs two: --workers "
             f"{count_s.sum() // 2} or fewer."
         )
+    if (each := max(2, recipe.batch_size // shares.workers)) < _FEW_A_WORKER:
+        event("few_images_a_worker", images=each, workers=shares.workers, hint="batch normalisation sees no more at "
+              "once, and trains worse than with fewer --workers")  # fmt: skip
     job = worker.Job(
         output=output,
         run=run,
@@ -100,15 +102,6 @@ def train_attributor(config: TrainConfig) -> dict[str, Any]:
     facts |= {"choice": choice.facts()}
     metrics = finish(output, examples, facts, shares.workers) | {"seconds": round(time.monotonic() - begin, 1)}
     return metrics | {"trained": True}
-
-
-def _imagenet() -> Any:
-    """torchvision's ImageNet weights, where they can be had."""
-    try:
-        return resolve_weights(BUILT_IN["supervised"])
-    except ConfigError as error:
-        event("no_imagenet_weights", hint="resnet50 starts from random weights", why=error)
-        return None
 
 
 def _facts(

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from manifpt.artifacts import to_numpy
 from manifpt.attributor.examples import Part
 from manifpt.attributor.features import STATISTICS, feature_statistics
-from manifpt.attributor.networks import AttributorNetwork, make_network
+from manifpt.attributor.networks import AttributorNetwork, make_network, start_from
 from manifpt.attributor.outputs import write_outputs
 from manifpt.attributor.spectrum import spectrum_size
 from manifpt.attributor.training import (
@@ -38,7 +38,6 @@ from manifpt.following import write_json_lines
 from manifpt.learning import State, load_state, save_state
 from manifpt.reader import ArtifactReader
 from manifpt.spaces import SpaceSpec
-from manifpt.spaces.weights import load_state as load_weights
 from manifpt.storage import join, store_of
 from manifpt.streaming import KEPT_PART, StreamedRows
 
@@ -80,8 +79,7 @@ def train(worker: Worker, job: Job) -> None:
     torch.manual_seed(job.seed)  # the same weights on every worker
     network = make_network(job.network, job.shape, len(job.labels))
     if job.weights is not None:
-        start = {name: t for name, t in load_weights(job.weights).items() if not name.startswith("fc.")}
-        network.body.load_state_dict(start)
+        start_from(network, job.weights)
     count = job.train_rows // worker.count
     rows = StreamedRows(worker, ("artifact", "label"), 4 * math.prod(job.shape), count, job.seed)
     network.standardize(*_mean_and_std(worker, job, rows))

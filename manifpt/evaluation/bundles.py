@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifpt.attributor.bundle import Attributor
+from manifpt.attributor.bundle import SEEN, Attributor
 from manifpt.attributor.choice import Choice, read_labels
 from manifpt.attributor.examples import Examples, select_examples
-from manifpt.attributor.splits import TEST
+from manifpt.attributor.files import bundle_file
+from manifpt.attributor.splits import TEST, TRAIN
+from manifpt.documents import table_of
 from manifpt.errors import ConfigError
 from manifpt.evaluation.tables import Row
 from manifpt.metrics.attribution import accuracy, balanced_accuracy
 from manifpt.reader import read_artifacts, read_plain_plan
+from manifpt.storage import normalize
 
 __all__ = ["fitting_runs", "own_examples", "row_of_bundle"]
 
@@ -60,8 +64,15 @@ def own_examples(attributor: Attributor, run: str) -> Examples | None:
     return examples if examples.digest == config["examples_digest"] else None
 
 
+def _seen(attributor: Attributor, path: str) -> pa.Array:
+    """Content hashes of the images that it was trained and chosen on."""
+    data = bundle_file(normalize(path), attributor.config, SEEN)
+    return table_of(data, f"{SEEN} of {path}", ["content_hash"])["content_hash"].combine_chunks()
+
+
 def row_of_bundle(path: str, runs: Sequence[str], labels_path: str | None) -> Row:
-    """A finished attributor on its own test images, where the run is the one of its training, and else on all images.
+    """A finished attributor on its own test images, where the run is the one of its training, and else on all images
+    that its training didn't see.
 
     Args:
         path: of the bundle.
@@ -76,7 +87,11 @@ def row_of_bundle(path: str, runs: Sequence[str], labels_path: str | None) -> Ro
     labels, own = read_labels(labels_path), own_examples(attributor, run)
     if own is None:
         examples = select_examples(run, space, Choice(labels=labels, is_test=True))
-        note = f"on all {len(examples.label_n):,} images of {run}, which is not the run of its training"
+        is_seen_n = pc.is_in(examples.table["content_hash"], value_set=_seen(attributor, path)).to_numpy()
+        if is_seen_n.all():
+            raise ConfigError(f"The attributor {path} was trained on every image of {run}: test it on others.")
+        examples = replace(examples, side_n=np.where(is_seen_n, TRAIN, TEST).astype(np.int8))
+        note = f"on all {(~is_seen_n).sum():,} images of {run} that its training has not seen"
     else:
         examples, labels = own, labels or dict(attributor.config["choice"]["labels"])
         note = f"on its own {(own.side_n == TEST).sum():,} test images, by the split of its training"
@@ -99,7 +114,7 @@ def row_of_bundle(path: str, runs: Sequence[str], labels_path: str | None) -> Ro
         chosen=attributor.config["network"],
         accuracies=(accuracy(label_n, answer_n),),
         balanced=(balanced_accuracy(label_n, answer_n),),
-        validation=0.0,
+        validation=None,
         predict_s=time.perf_counter() - begin,
         notes=(note,),
     )

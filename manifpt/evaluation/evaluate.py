@@ -93,7 +93,12 @@ def evaluate_attributor(config: EvaluateConfig) -> dict[str, Any]:
     last = next(iter(tested[0].values()))
     counts = {side: int((first.side_n == number).sum()) for number, side in enumerate(SIDES)}
     facts = {"images": len(first.label_n), "labels": list(first.labels), "seeds": config.seeds, **counts}
-    facts |= {"test": int((last.side_n == TEST).sum()), "tested_on": tested_on}
+    sides = {next(iter(of_seed.values())).side_n.tobytes() for of_seed in examples}
+    facts |= {
+        "test": int((last.side_n == TEST).sum()),
+        "tested_on": tested_on,
+        "own_splits": len(sides) > 1,
+    }
     text = table_markdown(dataset, rows, compared, audits, facts, config.paper_column)
     details = {
         "dataset": dataset,
@@ -153,7 +158,7 @@ def _work(candidate: Candidate, examples: ByRun, tests: ByRun, output: str, seed
     key = candidate.key() | {"examples": of_run.digest, "test": test.digest, "seed": seed}
     folder = join(output, "methods", f"{candidate.space.name}-{candidate.estimate.name}-{key_digest(key)}")
     return Work(folder=folder, key=key, name=candidate.network, examples=of_run, test_examples=test,
-                recipe=candidate.recipe, seed=seed)  # fmt: skip
+                recipe=candidate.recipe, start=candidate.start, seed=seed)  # fmt: skip
 
 
 def _baseline_work(

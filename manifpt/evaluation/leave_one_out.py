@@ -87,7 +87,7 @@ def _work(candidate: Candidate, examples: Examples, label: str, output: str, see
                              "scores": list(SCORES)}  # fmt: skip
     folder = join(output, "leave_one_out", f"{candidate.space.name}-{candidate.estimate.name}-{key_digest(key)}")
     return Work(folder=folder, key=key, name=candidate.network, examples=known, test_examples=held,
-                recipe=candidate.recipe, seed=seed)  # fmt: skip
+                recipe=candidate.recipe, start=candidate.start, seed=seed)  # fmt: skip
 
 
 def _told(found: dict[str, Any]) -> dict[str, Any]:

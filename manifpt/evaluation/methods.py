@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from manifpt.attributor.networks import imagenet_start
 from manifpt.attributor.training import RECIPES, Recipe
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
@@ -34,6 +35,7 @@ class Candidate:
         onto: the reference's folder, in a word or as many as it takes, where it isn't the first run's; "" else.
         are_reals_other: a control whose reals are no estimate of the manifold.
         network, recipe: of the attributor.
+        start: the ImageNet weights that it starts from; None: random ones.
     """
 
     run: str
@@ -45,6 +47,7 @@ class Candidate:
     are_reals_other: bool
     network: str
     recipe: Recipe
+    start: SpaceSpec | None = None
 
     @property
     def group(self) -> tuple[str, str, bool, bool, str]:
@@ -74,6 +77,7 @@ class Candidate:
             "network": self.network,
             "recipe": recipe | {"milestones": list(self.recipe.milestones)},
             "loss": LOSS,
+            **({"start": self.start.weights_sha256} if self.start else {}),
         }
 
 
@@ -114,6 +118,7 @@ def candidates_of(
     for space in spaces:
         if space not in known:
             raise ConfigError(f"None of the runs has a space {space!r}; they have {', '.join(sorted(known))}.")
+    start_of = {network: imagenet_start(network) for network in networks}
     names = _names({plan.reference_digest: plan.reference_uri for plan in plans})
     found: list[Candidate] = []
     test_of: Sequence[str | None] = test_runs or [None] * len(all_runs)
@@ -130,6 +135,7 @@ def candidates_of(
                         run=run, test_run=test_run, space=spec, estimate=plan.estimate,
                         reference_digest=plan.reference_digest if has_reals else "", onto=onto,
                         are_reals_other=n >= len(runs) and has_reals, network=network, recipe=recipe,
+                        start=start_of.get(network),
                     )
                 )  # fmt: skip
     seen: dict[str, str] = {}

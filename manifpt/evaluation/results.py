@@ -150,7 +150,9 @@ def comparisons(
     for row, outputs in fused_rows:
         rows[row.method], right[row.method] = row, [of_seed.is_right_b for of_seed in outputs]
     best = {
-        kind: max((n for n, row in rows.items() if row.kind == kind), key=lambda n: rows[n].validation, default=None)
+        kind: max(
+            (n for n, row in rows.items() if row.kind == kind), key=lambda n: rows[n].validation or 0.0, default=None
+        )
         for kind in ("artifact", "baseline", "control")
     }
     pairs = [(best["artifact"], best["baseline"]), (best["artifact"], best["control"])]

@@ -23,9 +23,9 @@ class Row:
         chosen: parameters and network that validation picked.
         accuracies: of the test images, one a seed.
         balanced: the same, mean of every source's.
-        validation: mean over seeds, by which it was picked.
+        validation: mean over seeds, by which it was picked; None: a bundle, which was trained before.
         fd_ratios: one a seed; empty for a fusion, which has no features.
-        train_s, predict_s: mean over seeds.
+        train_s, predict_s: mean over seeds; None of a bundle's training.
         paper: the row of the paper's Table 2 that it answers to.
         notes: what a reader must know of it.
     """
@@ -36,9 +36,9 @@ class Row:
     chosen: str
     accuracies: tuple[float, ...]
     balanced: tuple[float, ...]
-    validation: float
+    validation: float | None
     fd_ratios: tuple[float, ...] = ()
-    train_s: float = 0.0
+    train_s: float | None = None
     predict_s: float = 0.0
     paper: str | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
@@ -85,7 +85,7 @@ def table_json(
                 "chosen": row.chosen,
                 "balanced_accuracy_mean": 100 * balanced,
                 "balanced_accuracy_std": 100 * balanced_std,
-                "validation_accuracy": 100 * row.validation,
+                "validation_accuracy": None if row.validation is None else 100 * row.validation,
                 "train_s": row.train_s,
                 "predict_s": row.predict_s,
                 "notes": list(row.notes),
@@ -116,7 +116,8 @@ def table_markdown(
         dataset: of training.
         rows, comparisons: to be told.
         audits: the codec audit of the images of training, under "", and of another set's that are tested on.
-        facts: counts of images by side, `labels`, `seeds`, and `tested_on`, the other set's name or None.
+        facts: counts of images by side, `labels`, `seeds`, `own_splits` (whether seeds differ in their splits), and
+            `tested_on`, the other set's name or None.
         paper_column: of the paper's table.
     """
     paper = paper_accuracies(paper_column) if paper_column else {}
@@ -125,12 +126,12 @@ def table_markdown(
         tested += f"). **Tested on {facts['test']:,} images of {facts['tested_on']}**, none of which training has"
     else:
         tested += f", {facts['test']:,} to test)"
+    split = "every seed has its own split" if facts["own_splits"] else "one split for all"
     lines = [
         f"# {dataset}" + (f", tested on {facts['tested_on']}" if facts["tested_on"] else ""),
         "",
-        f"{facts['images']:,} images of {len(facts['labels'])} sources, {facts['seeds']} seeds; every seed has its own "
-        f"split ({tested}. Accuracy in percent, mean and standard deviation over seeds. Whatever a row chose, it chose "
-        f"on validation.",
+        f"{facts['images']:,} images of {len(facts['labels'])} sources, {facts['seeds']} seeds; {split} ({tested}. "
+        f"Accuracy in percent, mean and standard deviation over seeds. Whatever a row chose, it chose on validation.",
         "",
         "| method | space | accuracy | mean of sources | FD ratio | train | predict | chosen |"
         + (" paper |" if paper else ""),
@@ -155,7 +156,7 @@ def _line(row: Row) -> str:
     ratio = f"{statistics.fmean(row.fd_ratios):.1f}" if row.fd_ratios else "-"
     cells = [
         row.method, row.space, accuracy, f"{100 * balanced:.1f}", ratio,
-        f"{row.train_s:.0f} s", f"{row.predict_s:.1f} s", row.chosen,
+        "-" if row.train_s is None else f"{row.train_s:.0f} s", f"{row.predict_s:.1f} s", row.chosen,
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 

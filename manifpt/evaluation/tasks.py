@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 
 from manifpt.artifacts import to_numpy
 from manifpt.attributor.examples import Examples, Part
-from manifpt.attributor.networks import AttributorNetwork, make_network
+from manifpt.attributor.networks import AttributorNetwork, make_network, start_from
 from manifpt.attributor.outputs import Outputs, read_outputs, write_outputs
 from manifpt.attributor.splits import TEST, TRAIN, VALIDATION
 from manifpt.attributor.training import (
@@ -41,7 +41,7 @@ from manifpt.learning import State
 from manifpt.metrics.frechet import fd_ratio_or_none
 from manifpt.reader import ArtifactReader
 from manifpt.resources import memory_bytes
-from manifpt.spaces import View
+from manifpt.spaces import SpaceSpec, View
 from manifpt.storage import join, store_of
 
 __all__ = [
@@ -73,7 +73,7 @@ class Work:
         key: what decides the result, for people who look into the folder.
         name: of the network or baseline.
         train, validation, test: rows; those of `test` may be of another run.
-        recipe: of an attributor.
+        recipe, start: of an attributor; see `Candidate`.
         view: the pixels that a baseline sees.
         seed: of weights and order.
         threads, device: to compute with.
@@ -85,6 +85,7 @@ class Work:
     examples: Examples
     test_examples: Examples
     recipe: Recipe | None = None
+    start: SpaceSpec | None = None
     view: View | None = None
     seed: int = 0
     threads: int = 1
@@ -141,6 +142,8 @@ def fit_attributor(work: Work) -> dict[str, Any]:
     def trained(slower: float) -> tuple[AttributorNetwork, State]:
         torch.manual_seed(work.seed)
         network = make_network(work.name, examples.shape, len(examples.labels))
+        if work.start is not None:
+            start_from(network, work.start)
         network.standardize(*moments)
         at_rate = replace(recipe, learning_rate=slower * recipe.learning_rate)
         trainer = Trainer(network, at_rate, weight_s, len(label_n) // size, work.device)
@@ -148,7 +151,7 @@ def fit_attributor(work: Work) -> dict[str, Any]:
         return network, fit(trainer, batches, lambda: batches_of(*validation))
 
     begin = time.perf_counter()
-    notes = []
+    notes = ["from scratch"] if work.name == "resnet50" and work.start is None else []
     try:
         network, state = trained(1.0)
     except Diverged:  # one of many fits must not end an evaluation for good

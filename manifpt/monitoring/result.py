@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from manifpt.artifacts import to_numpy
 from manifpt.attributor.baseline import BASELINE
-from manifpt.errors import ConfigError
+from manifpt.attributor.files import bundle_config, bundle_file
+from manifpt.documents import table_of
 from manifpt.monitoring.alerts import Alert, alerts_of
 from manifpt.monitoring.attributing import INCONCLUSIVE, PARTS, UNKNOWN
 from manifpt.monitoring.drift import Counts, Sample, drift
@@ -33,6 +34,7 @@ __all__ = ["alerts_in", "counts_of", "read_baseline", "window_result"]
 
 _MOST_IMAGES = 20_000  # of a window that drift and newcomers look at
 _READ_AHEAD = 16
+_OF_BASELINE = ("label", "predicted", "group", "is_unknown", "distance", "feature", "spectrum")
 _COLUMNS = ["image_id", "verdict", "source", "reason", "label", "distance", "is_unknown", "feature",
             "spectrum"]  # fmt: skip
 
@@ -134,13 +136,10 @@ def read_baseline(attributor_uri: str) -> Sample:
     """The held-out images of an attributor's bundle.
 
     Raises:
-        ConfigError: the bundle has none.
+        ConfigError: the bundle has none, or another one than it should.
     """
-    uri = join(attributor_uri, BASELINE)
-    try:
-        table = pq.read_table(pa.BufferReader(store_of(uri).read(uri)))
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
-        raise ConfigError(f"{uri} is missing or damaged: train the attributor again.") from error
+    data = bundle_file(attributor_uri, bundle_config(attributor_uri), BASELINE)
+    table = table_of(data, join(attributor_uri, BASELINE), _OF_BASELINE)
     sample = _sample(table, "predicted")
     together = zip(table["label"].to_pylist(), table["group"].to_pylist(), strict=True)
     groups = [None if group is None else f"{label}/{group}" for label, group in together]

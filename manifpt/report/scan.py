@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from manifpt.attributor.files import bundle_config, bundle_file, bundle_object
 from manifpt.decode import decode
 from manifpt.errors import BadImage
 from manifpt.fetch import fetch
@@ -212,7 +212,8 @@ def _strip(pictures: Sequence[np.ndarray]) -> bytes:
 
 
 def _belief(attributor_uri: str, last: Mapping[str, Any]) -> Iterator[Table | Figure]:
-    calibration = json.loads(store_of(attributor_uri).read(join(attributor_uri, "calibration.json")))
+    config = bundle_config(attributor_uri)
+    calibration = bundle_object(attributor_uri, config, "calibration.json")
     unknown = calibration["unknown"]
     rows = (
         ("calibration error on test images (ECE)", calibration["calibration_error"]),
@@ -222,7 +223,7 @@ def _belief(attributor_uri: str, last: Mapping[str, Any]) -> Iterator[Table | Fi
         ("known test images called unknown", unknown["measured_rate"]),
     )
     yield Table("The attributor", ("what", "value"), rows)
-    picture = store_of(attributor_uri).read(join(attributor_uri, "calibration.png"))
+    picture = bundle_file(attributor_uri, config, "calibration.png")
     text = "Share of test images whose most probable source is right, by its probability, before and after calibration."
     yield Figure("calibration", "Reliability of the attributor's probabilities", text, picture)
     reasons = tuple((name, count) for name, count in last["inconclusive_reasons"].items())

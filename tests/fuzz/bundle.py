@@ -83,10 +83,10 @@ class _right_sums:  # noqa: N801  # a context
 
     def __init__(self, folder: Path, name: str) -> None:
         self._digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        is_part, is_weights = name.endswith(".parquet"), name.endswith(".safetensors")
-        config = "reference/bundle.json" if is_part else f"{name.partition('/')[0]}/config.json"
-        self._is_openset = "openset" in name
-        self._path = folder / config if is_part or is_weights else None
+        kind, _, self._name = name.partition("/")
+        config = "reference/bundle.json" if name.endswith(".parquet") else f"{kind}/config.json"
+        is_named = kind == "attributor" or name.endswith((".parquet", ".safetensors"))
+        self._path = folder / config if is_named and name != config else None
 
     def __enter__(self) -> None:
         if self._path is None:
@@ -95,8 +95,10 @@ class _right_sums:  # noqa: N801  # a context
         document: dict[str, Any] = json.loads(self._before)
         if "parts" in document:
             next(iter(document["parts"].values()))[0]["sha256"] = self._digest
+        elif "files" in document:
+            document["files"][self._name] = self._digest
         else:
-            document["openset_sha256" if self._is_openset else "weights_sha256"] = self._digest
+            document["weights_sha256"] = self._digest
         self._path.write_bytes(json.dumps(document).encode())
 
     def __exit__(self, *_: object) -> None:

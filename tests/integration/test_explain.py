@@ -25,7 +25,7 @@ from manifpt.reader import read_artifacts, read_plan
 from manifpt.runs import build_reference, compute_artifacts, index_images
 from tests.helpers.cluster import ROOT, job, must
 from tests.helpers.images import bad_files, encoded, picture, sample_files, write_files
-from tests.helpers.runs import openset_of, without_ray
+from tests.helpers.runs import openset_of, resealed, without_ray
 
 SOURCES = {"gan": 60, "vae": 60, "real": 40}
 LABELS = sorted(SOURCES)
@@ -188,6 +188,8 @@ def test_sources_are_called_as_the_label_map_says(made: Path, tmp_path: Path) ->
     (tmp_path / "labels.yaml").write_text("vae: other\ngan: vae\n")
     found = explained(made, tmp_path, made / "unseen.png", labels=tmp_path / "labels.yaml")
     assert found["sources"]["gan"]["label"] == "vae" and found["sources"]["vae"]["label"] == "other"
+    kept = write_attributor(tmp_path / "kept", made / "nearest", choice={"labels": {"vae": "other", "gan": "vae"}})
+    assert explained(made, tmp_path, made / "unseen.png", attributor=kept)["sources"] == found["sources"]
     (tmp_path / "labels.yaml").write_text("vae: other\n")
     found = explained(made, tmp_path, made / "unseen.png", labels=tmp_path / "labels.yaml")
     assert any("no images of vae" in reason for reason in found["verdict"]["reasons"])
@@ -195,7 +197,8 @@ def test_sources_are_called_as_the_label_map_says(made: Path, tmp_path: Path) ->
 
 def test_without_test_results_nothing_is_conclusive(made: Path, tmp_path: Path) -> None:
     bundle = shutil.copytree(made / "attributor_nearest", tmp_path / "bundle")
-    (bundle / "metrics.json").unlink()
+    (bundle / "metrics.json").write_text("{}")
+    resealed(bundle)
     found = explained(made, tmp_path / "out", made / "unseen.png", attributor=bundle)
     assert found["attributor"]["precision"] is None and found["attributor"]["test_images"] == 0
     assert {"calibration was not measured", "never named vae", "tested on 0 images of vae"} == {
@@ -245,6 +248,8 @@ def test_what_does_not_belong_together_is_refused(made: Path, tmp_path: Path) ->
     assert "lost its list of images" in refused(reference=moved)
     damaged = shutil.copytree(made / "attributor_nearest", tmp_path / "damaged")
     (damaged / "metrics.json").write_text('{"accuracy": 1.0}')
+    assert "metrics.json is not the one that its config names" in refused(attributor=damaged)
+    resealed(damaged)
     assert f"metrics of {damaged} are damaged" in refused(attributor=damaged)
     assert not (tmp_path / "out").exists()
 

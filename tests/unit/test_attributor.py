@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import threading
@@ -26,10 +27,12 @@ from manifpt import cluster, distributed, following
 from manifpt.artifacts import to_numpy
 from manifpt.attributor import finish as finish_module
 from manifpt.attributor import train as train_module
-from manifpt.attributor.bundle import Attributor, is_finished, save_bundle
+from manifpt.attributor.bundle import Attributor, save_bundle
 from manifpt.attributor.card import model_card
 from manifpt.attributor.choice import Choice, read_labels
 from manifpt.attributor.examples import Examples, select_examples
+from manifpt.attributor.features import FeatureStatistics
+from manifpt.attributor.files import is_finished
 from manifpt.attributor.networks import make_network
 from manifpt.attributor.splits import SIDES, TEST, TRAIN, VALIDATION
 from manifpt.attributor.trackers import make_tracker
@@ -42,7 +45,7 @@ from manifpt.plan import publish_facts
 from manifpt.reader import ArtifactReader
 from manifpt.report.text import cell, say_attributor
 from manifpt.storage import store_of
-from tests.helpers.runs import SHAPE, artifacts_of, make_run, openset_of, rewritten, rows_of
+from tests.helpers.runs import SHAPE, artifacts_of, make_run, openset_of, resealed, rewritten, rows_of
 from tests.helpers.workers import LoneWorker
 
 SOURCES = {"gan": 40, "vae": 30, "real": 30}
@@ -401,6 +404,7 @@ def test_verdicts_are_what_score_and_threshold_say(bundle: Path) -> None:
     calibration = json.loads((bundle / "calibration.json").read_text())
     calibration["unknown"]["threshold"] = float(np.median(found.unknown_score_b))
     (bundle / "calibration.json").write_text(json.dumps(calibration))
+    resealed(bundle)
     stricter = Attributor.load(str(bundle))
     is_over_b = found.unknown_score_b > np.median(found.unknown_score_b)
     np.testing.assert_array_equal(stricter.verdicts(artifacts).is_unknown_b, is_over_b)
@@ -439,6 +443,21 @@ def test_a_bundle_of_an_earlier_version_is_trained_again_by_the_same_command(bun
     assert not is_finished(str(bundle))
 
 
+@pytest.mark.parametrize(
+    "name", ["labels.json", "calibration.json", "metrics.json", "model.safetensors", "openset.safetensors"]
+)
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_a_bundle_of_which_a_file_is_another_is_refused_and_made_anew_by_the_same_command(
+    bundle: Path, name: str, damage: Callable[[Path], object]
+) -> None:
+    """As a copy is that was cut off, or made over an older bundle."""
+    assert Attributor.load(str(bundle)).labels == LABELS
+    damage(bundle / name)
+    with pytest.raises(ConfigError, match=rf"is damaged \({re.escape(name)} is .*train it again, by the same command"):
+        Attributor.load(str(bundle))
+    assert not is_finished(str(bundle))
+
+
 def test_labels_that_it_does_not_know_are_refused(bundle: Path) -> None:
     attributor = Attributor.load(str(bundle))
     assert attributor.label_numbers(["vae", "gan"]).tolist() == [2, 0]
@@ -460,11 +479,10 @@ def unknown_as(**changes: Any) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        *((name, Path.unlink, "There is no finished attributor")
-          for name in ("config.json", "labels.json", "calibration.json", "model.safetensors", "openset.safetensors")),
+        ("config.json", Path.unlink, "There is no finished attributor"),
         *((name, lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged")
           for name in ("config.json", "labels.json", "calibration.json")),
-        *((name, lambda path: path.write_bytes(path.read_bytes()[:-9]), "weights of .* are not those")
+        *((name, lambda path: path.write_bytes(path.read_bytes()[:-9]), "safetensors|is damaged")
           for name in ("model.safetensors", "openset.safetensors")),
         ("labels.json", edited(lambda labels: labels[:2]), "is damaged"),
         ("labels.json", edited(lambda labels: {"a": 1}), "is damaged"),
@@ -476,11 +494,12 @@ def unknown_as(**changes: Any) -> Callable[[Path], object]:
         ("calibration.json", unknown_as(usual=3), "is damaged"),
         ("calibration.json", unknown_as(score="energy+spectrum", usual={"energy": [0, 1]}), "is damaged"),
         ("calibration.json", unknown_as(usual={"energy": [0, 1], "spectrum": [0, 0]}), "usual"),
-        ("config.json", edited(lambda config: config | {"format": 1}), "has format 1; this version reads 3: train it"),
+        ("config.json", edited(lambda config: config | {"format": 1}), "has format 1; this version reads 4: train it"),
         ("config.json", edited(lambda config: {"format": 1}), "has format 1"),
         ("config.json", edited(lambda config: config | {"shape": [3, 5, 5]}), "is damaged"),
         ("config.json", edited(lambda config: [1]), "is damaged"),
-        ("config.json", edited(lambda config: {"format": 3}), "are not those"),
+        ("config.json", edited(lambda config: {"format": 4}), "names no files"),
+        ("config.json", edited(lambda config: config | {"files": {}}), "names no model.safetensors"),
         ("config.json", edited(lambda config: {k: v for k, v in config.items() if k != "network"}), "is damaged"),
     ],
 )  # fmt: skip
@@ -488,6 +507,8 @@ def test_a_damaged_bundle_is_refused_in_a_sentence(
     bundle: Path, name: str, damage: Callable[[Path], object], message: str
 ) -> None:
     damage(bundle / name)
+    if name != "config.json":
+        resealed(bundle)
     with pytest.raises(ConfigError, match=message) as caught:
         Attributor.load(str(bundle))
     assert "\n" not in str(caught.value)
@@ -653,8 +674,20 @@ def test_a_training_ends_in_a_bundle_that_tells_what_is_unknown(tmp_path: Path) 
     assert (output / "calibration.png").read_bytes().startswith(b"\x89PNG")
     far = attributor.verdicts(np.full((1, *SHAPE), 300.0))
     near = attributor.verdicts(np.zeros((1, *SHAPE)))
-    if unknown["score"] in ("distance", "relative_distance"):
-        assert far.is_unknown_b[0] and far.unknown_score_b[0] > near.unknown_score_b[0]
+    assert far.is_unknown_b[0] and far.unknown_score_b[0] > near.unknown_score_b[0]
+    seen = pq.read_table(output / "seen.parquet")["content_hash"].to_pylist()
+    assert seen == examples.table.filter(pa.array(examples.side_n != TEST))["content_hash"].to_pylist()
+
+
+def test_a_label_that_no_worker_saw_makes_no_bundle(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A remainder of the images goes to no worker; the bundle would be refused whenever it is loaded."""
+    output, known = tmp_path / "out", FeatureStatistics.from_bytes
+    worked(run, output)
+    monkeypatch.setattr(FeatureStatistics, "from_bytes", lambda data: replace(
+        known(data), count_s=known(data).count_s * [1, 0, 1]))  # fmt: skip
+    with pytest.raises(ConfigError, match="None of the 1 workers saw an image of real.*--min-images"):
+        finish_module.finish(str(output), select_examples(run, "rgb", ALL), {"false_alarms": 0.1, "seed": 0}, 1)
+    assert not (output / "config.json").exists()
 
 
 @pytest.mark.parametrize("side", [TRAIN, VALIDATION, TEST])

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 from scipy.special import log_softmax
 
 from manifpt import cluster, pipeline
-from manifpt.attributor.bundle import Attributor, save_bundle
+from manifpt.artifacts import parquet_bytes
+from manifpt.attributor.bundle import SEEN, Attributor, save_bundle
 from manifpt.attributor.choice import Choice
 from manifpt.attributor.examples import Examples, select_examples
 from manifpt.attributor.networks import NETWORKS, make_network
@@ -31,7 +32,7 @@ from manifpt.decode import content_hash, decode
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
 from manifpt.evaluation import evaluate as evaluate_module
-from manifpt.evaluation import tasks
+from manifpt.evaluation import methods, tasks
 from manifpt.evaluation.baseline_task import fit_baseline
 from manifpt.evaluation.bundles import row_of_bundle
 from manifpt.evaluation.evaluate import evaluate_attributor
@@ -44,9 +45,9 @@ from manifpt.evaluation.tasks import Work, batches_of, fit_attributor, outputs_u
 from manifpt.evaluation.tasks import test_attributor as read_test_images
 from manifpt.metrics.frechet import fd_ratio, fd_ratio_or_none
 from manifpt.reader import image_of_run, read_artifacts
-from manifpt.spaces import View
+from manifpt.spaces import SpaceSpec, View
 from tests.helpers.images import encoded, picture
-from tests.helpers.runs import artifacts_of, make_run, openset_of, rows_of
+from tests.helpers.runs import artifacts_of, make_run, openset_of, resealed, rows_of
 from tests.helpers.tasks import tasks_here
 
 SOURCES = {"gan": 40, "vae": 36, "real": 36}
@@ -118,7 +119,7 @@ FUSED = Row(kind="fusion", method="fusion", space="several", chosen="2 methods",
 AUDIT = {"separable": {"gan": True, "vae": False}, "why": {"gan": "format"}, "accuracy": 0.6, "chance": 0.5,
          "equalized": False}  # fmt: skip
 FACTS = {"images": 1234, "labels": ["gan", "vae"], "seeds": 2, "train": 700, "validation": 200, "test": 334,
-         "tested_on": None}  # fmt: skip
+         "tested_on": None, "own_splits": True}  # fmt: skip
 
 
 def test_a_note_names_the_seeds_of_which_alone_it_is_true() -> None:
@@ -383,6 +384,33 @@ def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., d
 NONE = Estimate(name="none")
 
 
+def test_a_split_of_the_manifest_is_one_for_all_seeds(tmp_path: Path, evaluate: Callable[..., dict[str, Any]]) -> None:
+    sides = ["train", "train", "validation", "test"] * (sum(SOURCES.values()) // 4)
+    given = make_run(tmp_path / "given", rows_of(SOURCES, split=sides))
+    assert "2 seeds; one split for all (" in evaluate(given, seeds=2)["text"]
+    drawn = make_run(tmp_path / "drawn", rows_of(SOURCES))
+    assert "2 seeds; every seed has its own split (" in evaluate(drawn, seeds=2)["text"]
+
+
+def test_a_resnet50_starts_from_the_weights_that_trainings_start_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, started = str(make_run(tmp_path / "run", rows_of({"gan": 12, "vae": 12}))), []
+    start = SpaceSpec(name="supervised", kind="network", weights="w.pth", weights_sha256="ab")
+    monkeypatch.setattr(methods, "imagenet_start", lambda name: start if name == "resnet50" else None)
+    monkeypatch.setattr(tasks, "start_from", lambda network, weights: started.append(weights))
+    recipe = replace(RECIPES["resnet50"], epochs=1)
+    notes, keys = [], []
+    for found in (candidates_of([run], [], [], ["resnet50"], 1)[0], None):
+        key = {} if found is None else found.key()
+        work = Work(folder=str(tmp_path / f"{found is None}"), key=key, name="resnet50", recipe=recipe,
+                    examples=select_examples(run, "rgb", Choice(labels={})), start=found and found.start,
+                    test_examples=select_examples(run, "rgb", Choice(labels={})))  # fmt: skip
+        notes.append(fit_attributor(work)["notes"])
+        keys.append(key.get("start"))
+    assert (started, notes, keys) == ([start], [[], ["from scratch"]], ["ab", None])
+
+
 def test_images_that_one_run_lacks_are_left_out_of_all(tmp_path: Path, evaluate: Callable[..., dict[str, Any]]) -> None:
     """Also where the other's manifest had another order: methods are paired image by image."""
     rows = rows_of(SOURCES)
@@ -500,8 +528,9 @@ def test_a_bundle_is_measured_on_its_own_test_images_or_on_another_run(
         "examples_digest": examples.digest, "choice": choice.facts(),
     }  # fmt: skip
     bundle = str(tmp_path / "bundle")
+    seen = parquet_bytes(examples.table.select(["content_hash"]).filter(pa.array(examples.side_n != TEST)))
     save_bundle(bundle, network.state_dict(), examples.labels, config, {"unknown": {"rate": 0.05, "measured_rate": 0}},
-                openset_of(3, shape=examples.shape), {}, "")  # fmt: skip
+                openset_of(3, shape=examples.shape), {}, "", {SEEN: seen})  # fmt: skip
     found = evaluate(Path(run), attributor=(bundle,))
     (row,) = [row for row in found["table"] if row["method"].startswith("attributor")]
     test_n = np.flatnonzero(examples.side_n == TEST)
@@ -513,7 +542,16 @@ def test_a_bundle_is_measured_on_its_own_test_images_or_on_another_run(
     assert row["accuracy_mean"] == pytest.approx(100 * (answer_n == examples.label_n[test_n]).mean())
     assert f"| {row['accuracy_mean']:.1f} |" in found["text"], "one number has no deviation"
     row = row_of_bundle(bundle, [str(other)], None)
-    assert row.notes == (f"on all 14 images of {other}, which is not the run of its training",)
+    assert row.notes == (f"on all 14 images of {other} that its training has not seen",)
+    # A run that has grown is another one, and still has the images that were trained on.
+    grown = make_run(tmp_path / "grown", rows_of(SOURCES | {"vae": SOURCES["vae"] + 1}))
+    row = row_of_bundle(bundle, [str(grown)], None)
+    assert row.notes == (f"on all {len(test_n) + 1} images of {grown} that its training has not seen",)
+    (Path(bundle) / SEEN).write_bytes(parquet_bytes(examples.table.select(["content_hash"])))
+    resealed(Path(bundle))
+    some = make_run(tmp_path / "some", rows_of({"gan": 5}))
+    with pytest.raises(ConfigError, match="was trained on every image of"):
+        row_of_bundle(bundle, [str(some)], None)
 
 
 def test_references_of_one_folder_name_stay_apart(tmp_path: Path) -> None:

@@ -489,6 +489,19 @@ def test_images_that_need_another_attributor_reference_or_place_are_refused(
         scan(config_of(made, output, tmp_path / "other"))
 
 
+@pytest.mark.parametrize("name", ["baseline.parquet", "calibration.png"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_a_damaged_attributor_ends_a_scan_before_it_begins(
+    made: Path, bucket: Path, tmp_path: Path, name: str, damage: Callable[[Path], object]
+) -> None:
+    """What only report and drift need would else be missed when everything is attributed, by each scan again."""
+    shutil.copytree(made / "attributor", tmp_path / "attributor")
+    damage(tmp_path / "attributor" / name)
+    with pytest.raises(ConfigError, match=rf"is damaged \({name} is .*copy it whole"):
+        scan(config_of(made, tmp_path / "scans", bucket, attributor=str(tmp_path / "attributor")))
+    assert not (tmp_path / "scans").exists()
+
+
 def test_a_new_generator_raises_an_alert_in_its_wave_and_not_before(made: Path, tmp_path: Path) -> None:
     bucket, output = tmp_path / "bucket", tmp_path / "scans"
     write_files(new_files(30), bucket)

@@ -21,7 +21,7 @@ from manifpt.attributor import training
 from manifpt.attributor.calibration import fit_temperature, probabilities
 from manifpt.attributor.networks import NETWORKS, AttributorNetwork, make_network
 from manifpt.attributor.training import Epoch, Recipe, Trainer, check_network, class_weights, fit, from_arrays
-from manifpt.errors import ConfigError, StorageError
+from manifpt.errors import ConfigError
 from manifpt.learning import State, load_state, save_state
 
 SHAPE = (12,)
@@ -366,12 +366,13 @@ def flip(path: Path) -> None:
         ("state.json", Path.unlink),
         ("state.json", lambda path: path.write_text("{}")),
         ("state.json", lambda path: path.write_text("[]")),
+        ("state.json", lambda path: path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 2'))),
     ],
 )
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str, damage: Callable[[Path], object]) -> None:
     save_state(trained(dataclasses.replace(PLAIN, epochs=1))[0], tmp_path)
     damage(tmp_path / name)
-    with pytest.raises(StorageError, match="checkpoint .* is damaged"):
+    with pytest.raises(ConfigError, match="checkpoint .* is damaged"):
         load_state(tmp_path, Epoch)
 
 
