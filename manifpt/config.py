@@ -402,7 +402,8 @@ def _from_yaml(kind: type[Config], path: str) -> Config:
             raise ConfigError(f"--config {path}: unknown name {name!r}; known: {', '.join(fields)}.")
         if not _fits(value, str(fields[name].type)):
             hint = "put it in quotes" if isinstance(value, int | float) else "see --help"  # a source named 2024, say
-            raise ConfigError(f"--config {path}: {name} can't be {value!r}; {hint}.")
+            told = "what it is" if name == "alerts" else repr(value)  # which may be a webhook's URL, a secret
+            raise ConfigError(f"--config {path}: {name} can't be {told}; {hint}.")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in loaded.items()}
     values |= {name: float(value) for name, value in loaded.items() if _is_whole(value, str(fields[name].type))}
     for name, field in fields.items():

@@ -185,7 +185,7 @@ class LocalStore:
         except OSError as error:
             if error.errno not in _NO_FILE:
                 raise
-            raise FileNotFoundError(str(error)) from error
+            raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
 
     def stat(self, uri: str) -> Entry | None:
         try:

@@ -222,7 +222,7 @@ class S3Store:
             for page in obstore.list(self._bucket(bucket), prefix or None, chunk_size=1000):
                 for item in page:
                     last = item["path"]
-                    if item["size"] or self._is_empty(bucket, last):
+                    if item["size"] or self._is_empty(bucket, prefix, last):
                         etag = (item["e_tag"] or "").strip('"')
                         yield Entry(last[len(prefix) :], f"s3://{bucket}/{last}", item["size"], etag)
             return
@@ -230,10 +230,16 @@ class S3Store:
             pass
         yield from self._list_from(bucket, prefix, last)
 
-    def _is_empty(self, bucket: str, key: str) -> bool:
-        """Whether a key is an empty object and no folder's marker: obstore lists `a/` as `a`, which may be another."""
-        found = self.stat(f"s3://{bucket}/{key}")
-        return found is not None and not found.size_bytes
+    def _is_empty(self, bucket: str, prefix: str, key: str) -> bool:
+        """Whether a key is an empty object and no folder's marker: obstore lists `a/` as `a`, which may be another.
+
+        By a listing, in which a key comes before those that it begins: of a key that isn't there, a role that may list
+        only below a prefix is told that it is forbidden.
+        """
+        if f"{key}/" == prefix:
+            return False
+        found = self.client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Contents", ())
+        return any(item["Key"] == key and not item["Size"] for item in found)
 
     def _list_from(self, bucket: str, prefix: str, last: str) -> Iterator[Entry]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, StartAfter=last)
@@ -299,10 +305,17 @@ def _region_of(client: Any, bucket: str) -> str | None:
         answer = client.head_bucket(Bucket=bucket)
     except ClientError as error:
         answer = error.response
-        if answer["ResponseMetadata"]["HTTPStatusCode"] != 403:
+        status = answer["ResponseMetadata"]["HTTPStatusCode"]
+        if status == 404:  # of which no key says more than that it isn't there
+            raise _no_bucket(bucket) from error
+        if status != 403:
             raise
     region: str | None = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
     return region
+
+
+def _no_bucket(name: str) -> StorageRefused:
+    return StorageRefused(f"There is no bucket {name!r} at this endpoint; create it, or correct its name.")
 
 
 def _first_line(error: BaseException) -> str:
@@ -325,7 +338,7 @@ def _code_in(error: BaseException) -> str:
 def _by_code(code: str, uri: str, error: BaseException) -> Exception:
     bucket, _ = _split(uri)
     if code == "NoSuchBucket":
-        return StorageRefused(f"There is no bucket {bucket!r} at this endpoint; create it, or correct {uri}.")
+        return _no_bucket(bucket)
     if code in {"404", "NoSuchKey", "NotFound", "ParamValidationError"}:  # the last: of no name that S3 can have
         return FileNotFoundError(f"{uri}: no such object")
     if code in {"403", "AccessDenied", "Forbidden", "AllAccessDisabled"}:

@@ -110,6 +110,7 @@ def explain_image(config: ExplainConfig) -> dict[str, Any]:
         calibration_error=tested["calibration_error"],
         precision=tested["precision"],
         test_images=tested["test_images"],
+        named_images=tested["named_images"],
         unknown_score=float(said.unknown_score_b[0]),
         unknown_threshold=openset.threshold,
         percentile=percentile(found.distance, of_label),
@@ -208,7 +209,7 @@ def _tested(uri: str, config: Mapping[str, Any], named: str, labels: Sequence[st
     """What the bundle's metrics say of the attributor and of one label; null where they don't."""
     metrics = bundle_object(uri, config, "metrics.json")
     if not metrics:
-        return {"accuracy": None, "calibration_error": None, "precision": None, "test_images": 0}
+        return {"accuracy": None, "calibration_error": None, "precision": None, "test_images": 0, "named_images": 0}
     try:
         number = labels.index(named)
         return {
@@ -216,6 +217,7 @@ def _tested(uri: str, config: Mapping[str, Any], named: str, labels: Sequence[st
             "calibration_error": _share(metrics["calibration_error"]),
             "precision": _share(metrics["precision"][number]),
             "test_images": int(metrics["test_images"][number]),
+            "named_images": sum(int(row[number]) for row in metrics["confusion"]),
         }
     except (LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"The metrics of {uri} are damaged ({error!r}); train it again.") from error

@@ -57,6 +57,9 @@ class Work:
     seed: int
 
 
+_EQUAL = 1e-5  # of the largest number: float32 sums of equal rows differ by less
+
+
 def measure(work: Work) -> tuple[Work, dict[str, Any], dict[str, np.ndarray]]:
     """Returns the work, what JSON can hold of its result, and arrays to draw."""
     sample, trained = opened(work)
@@ -95,6 +98,7 @@ def _overlap(sample: Sample, work: Work, _: Attributor | None) -> tuple[dict[str
     numbers: dict[str, Any] = {
         "shape": list(sample.shape),
         "images": {label: len(rows) for label, rows in of_label.items()},
+        "made_apart": _made_apart(sample),
         "left_out": sample.examples.left_out,
         "norms": {
             label: dict(
@@ -109,7 +113,9 @@ def _overlap(sample: Sample, work: Work, _: Attributor | None) -> tuple[dict[str
     numbers["in_reference"] = int(sample.in_reference_b.sum())
     if known:
         # A real that the reference holds would be compared with itself.
-        is_new_b, is_nearest = ~sample.in_reference_b, sample.examples.estimate.name == "nearest"
+        is_new_b = ~sample.in_reference_b
+        # Of an approximate neighbour the distance may be larger than that to the nearest: it bounds nothing.
+        is_nearest = sample.examples.estimate.name == "nearest" and sample.examples.projection != "approximate"
         reals = Reals.of(sample.real_nd, sample.seed)
         numbers["reals"] = len(sample.real_nd)
         numbers["overlap"] = {}
@@ -131,6 +137,12 @@ def _overlap(sample: Sample, work: Work, _: Attributor | None) -> tuple[dict[str
         arrays["mean_spectrum_shw"] = np.stack(spectra)
         arrays["real_spectrum_hw"] = _mean_spectrum(sample, sample.real_nd)
     return numbers, arrays
+
+
+def _made_apart(sample: Sample) -> dict[str, int]:
+    """By label, images of which no two are of one group."""
+    count_s = np.bincount(sample.label_b[sample.first_of_groups()], minlength=len(sample.labels))
+    return dict(zip(sample.labels, count_s.tolist(), strict=True))
 
 
 def _mean_spectrum(sample: Sample, embedding_bd: np.ndarray) -> np.ndarray:
@@ -180,8 +192,8 @@ def _maps(sample: Sample, work: Work, trained: Attributor | None) -> tuple[dict[
     of_network = None if trained is None else (*_features(sample, trained, work.seed, most), "attributor's features")
     maps = []
     for found in (of_artifacts, of_network):
-        if found is None or len(found[0]) < 4 or not np.ptp(found[0]):  # a map of equal points is none
-            continue
+        if found is None or len(found[0]) < 4 or not (np.ptp(found[0], axis=0) > _EQUAL * np.abs(found[0]).max()).any():
+            continue  # a map of equal points would show rounding
         feature_bf, seen, of = found
         for name, method in (("t-SNE", tsne), ("UMAP", umap)):
             place_b2 = method(feature_bf, work.seed).round(3)

@@ -31,6 +31,7 @@ class Findings:
         calibration_error: of the attributor on its test images, in [0, 1]; None: not measured.
         precision: of the label on the test images, in [0, 1]; None: it was never named there.
         test_images: of the label.
+        named_images: test images that were named so, of which precision is a share.
         unknown_score: of the attributor's open-set score; larger is less like its known sources.
         unknown_threshold: over which an image is called unknown; infinite: none is.
         percentile: of the image's distance among those of the label's images, 0 to 100; None: the run has none.
@@ -45,6 +46,7 @@ class Findings:
     calibration_error: float | None
     precision: float | None
     test_images: int
+    named_images: int
     unknown_score: float
     unknown_threshold: float
     percentile: float | None
@@ -88,6 +90,11 @@ def _reasons(found: Findings) -> list[tuple[bool, str]]:
         (
             found.test_images < LEAST_TEST_IMAGES,
             f"The attributor was tested on {found.test_images} images of {label}; {LEAST_TEST_IMAGES} are needed.",
+        ),
+        (
+            found.precision is not None and found.named_images < LEAST_TEST_IMAGES,
+            f"The attributor named {label} on {found.named_images} test images only, of which its precision is a "
+            f"share; {LEAST_TEST_IMAGES} are needed.",
         ),
         (
             not found.unknown_score <= found.unknown_threshold,

@@ -85,6 +85,8 @@ def train_denoiser(config: DenoiserConfig) -> dict[str, Any]:
     event("denoiser", reference=bundle.uri, space=spec.name, images=bundle.images, images_seen=config.images)
     connect()
     shares = share_training(*cluster(), config.workers)
+    if shares.workers > _BATCH:  # each needs an image of every batch
+        shares = share_training(*cluster(), _BATCH)
     job = _Job(reference=bundle.uri, space=spec.name, output=output, facts=facts)
     with followed(join(output, "metrics.jsonl"), _tell):
         run_workers(_train, job, output, shares)
@@ -121,7 +123,7 @@ def _train(worker: Worker, job: _Job) -> None:
         weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         save_state(State(weights, optimizer.state_dict(), weights), folder)
 
-    begin, share = time.monotonic(), max(1, _BATCH // worker.count)
+    begin, share = time.monotonic(), _share(worker.rank, worker.count)
     for step in range(first, steps):
         rng = np.random.default_rng([seed, worker.rank, step])
         clean = _pixels(reference, rng.choice(rows_n, share, replace=len(rows_n) < share), spec, worker.device)
@@ -129,7 +131,7 @@ def _train(worker: Worker, job: _Job) -> None:
         for group in optimizer.param_groups:
             group["lr"] = _LEARNING_RATE * cosine(step / steps, _WARM_UP, 1 / steps)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * (share * worker.count / _BATCH)).backward()  # gradients are averaged over workers
         optimizer.step()
         if (step + 1) % _REPORT_EVERY == 0 or step + 1 == steps:
             spent_s = time.monotonic() - begin
@@ -144,6 +146,11 @@ def _train(worker: Worker, job: _Job) -> None:
         parts = (held_out[start : start + _BATCH] for start in range(0, len(held_out), _BATCH))
         measured = _measured(model, (_pixels(reference, rows, spec, worker.device) for rows in parts))
         save_denoiser(model, job.output, {**job.facts, **measured, "seconds": round(time.monotonic() - begin, 1)})
+
+
+def _share(rank: int, workers: int) -> int:
+    """Images of a step that a worker takes, so that all together take as many as one would."""
+    return _BATCH // workers + (rank < _BATCH % workers)
 
 
 def _pixels(reference: Reference, rows: np.ndarray, spec: SpaceSpec, device: str) -> torch.Tensor:

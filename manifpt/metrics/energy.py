@@ -31,7 +31,8 @@ class NegativeDistance:
 def energy_distance(sums: PairSums) -> np.ndarray:
     """2 E|x - y| - E|x - x'| - E|y - y'| between all sets, unbiased (Szekely and Rizzo 2013, section 2).
 
-    Means over pairs of different images, as for MMD: of sets that are alike it is 0 on average, and may be below 0. The
+    Means over pairs of different images, as for MMD: of sets that are alike it is 0 on average, and may be below 0, if
+    images are independent; those that were made together are nearer to each other, and make it larger. The
     energy distance of two sets as distributions, which SciPy's one-dimensional one is the square root of, also counts
     each image with itself; it is larger, by E|x - x'| / N + E|y - y'| / M.
 

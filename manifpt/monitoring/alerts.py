@@ -138,7 +138,7 @@ def alerts_of(
         newcomers: the window's.
         time: of the alert.
         window: its name.
-        is_first: whether there was none before.
+        is_first: whether none before had images and gave no alert, so that nothing is known to be usual.
     """
     fired = {finding.name: finding for finding in findings if finding.fired}
     found = []

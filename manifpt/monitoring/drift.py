@@ -22,7 +22,7 @@ from scipy.stats import fisher_exact
 from manifpt.errors import ConfigError
 from manifpt.monitoring.strata import Strata, energy_test, norm_test
 
-__all__ = ["TESTS", "Counts", "Finding", "Sample", "drift", "holm", "stability_index"]
+__all__ = ["TESTS", "Counts", "Finding", "Sample", "check_level", "drift", "holm", "stability_index"]
 
 TESTS = ("norms", "features", "spectrum", "shares", "unknown", "inconclusive", "rejected")
 
@@ -184,8 +184,7 @@ def drift(
     Raises:
         ConfigError: a level out of range, or a norm or feature that is no finite number.
     """
-    if not _LEAST_LEVEL <= level < 1:
-        raise ConfigError(f"A drift level of {level} is none; use 0.05, or as little as {_LEAST_LEVEL}.")
+    check_level(level)
     permutations = max(_PERMUTATIONS, math.ceil(2 * len(TESTS) / level) - 1)  # so that Holm's smallest is half of it
     found = _of_samples(baseline, window, permutations, seed)
     usual = before if before.images or other is None else other
@@ -201,6 +200,14 @@ def drift(
     found += _rise("rejected", usual.rejected, usual.images, now.rejected, now.images)
     adjusted = holm([finding.p_value for finding in found])
     return [replace(f, adjusted=a, fired=a <= level) for f, a in zip(found, adjusted, strict=True)]
+
+
+def check_level(level: float) -> None:
+    """Raises:
+    ConfigError: a level out of range.
+    """
+    if not _LEAST_LEVEL <= level < 1:
+        raise ConfigError(f"A drift level of {level} is none; use 0.05, or as little as {_LEAST_LEVEL}.")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -82,9 +82,8 @@ def window_result(
     findings = drift(baseline, seen.sample, before, counts, settings.level, seed, _merged(recent))
     found = newcomers(seen.sample, seen.image_id_b, baseline, seed)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(window.began_s))
-    is_first = not quiet and not recent
     alerts = alerts_of(
-        settings.rules, findings, counts, found, time=stamp, window=f"{window.number:05d}", is_first=is_first
+        settings.rules, findings, counts, found, time=stamp, window=f"{window.number:05d}", is_first=not before.images
     )
     return {
         "window": window.number,

@@ -84,6 +84,11 @@ def _scan(settings: Settings, lease: Lease, config: ScanConfig) -> dict[str, Any
                 f"{window_folder(output, number)} is gone, and scan.json names it: restore it, or scan into another "
                 f"--output."
             )
+    if last is None and (committed_shards(output) or not _is_empty(join(output, "inventory"))):
+        raise ConfigError(
+            f"{output} has shards or an inventory of windows that are gone, and no scan.json that says how far they "
+            f"went: restore scan.json and the last of windows/, or scan into another --output."
+        )
     ended = []
     if last is not None and last.result is None:
         event("window_resumed", window=last.number, images=last.plan.rows if last.plan else 0)
@@ -116,6 +121,13 @@ def _scan(settings: Settings, lease: Lease, config: ScanConfig) -> dict[str, Any
         return state
     _publish(settings, results, fresh, state)
     return state
+
+
+def _is_empty(uri: str) -> bool:
+    try:
+        return next(iter(store_of(uri).list(uri)), None) is None
+    except FileNotFoundError:
+        return True
 
 
 def _later(began_s: float, last_s: float) -> float:

@@ -12,6 +12,7 @@ from manifpt.decode import DECODER
 from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate
 from manifpt.monitoring.alerts import Rule, rules_of
+from manifpt.monitoring.drift import check_level
 from manifpt.monitoring.webhook import Webhook, webhook_of
 from manifpt.plan import Plan, auto_shard_rows
 from manifpt.reference import open_bundle
@@ -71,6 +72,7 @@ def read_settings(config: ScanConfig) -> Settings:
             raise ConfigError(
                 f"--output {output} and --input {uri} lie in each other: a scan would find its own files."
             )
+    check_level(config.drift_level)
     section = dict(config.alerts)
     for name in section:
         if name not in ("rules", "webhook"):

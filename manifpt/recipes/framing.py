@@ -68,6 +68,9 @@ def framed_table(table: pa.Table, crop_px: int, size_px: int) -> pa.Table:
     if "image" not in table.column_names:
         raise ConfigError(f"Framing needs a column 'image'; there are {', '.join(table.column_names)}.")
     images = []
+    kind = table.schema.field("image").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise ConfigError(f"Framing needs a column 'image' of binary files, not of {kind}; write its bytes as one.")
     for row, data in enumerate(table["image"].to_pylist()):
         try:
             square = framed(decode(data or b""), crop_px, size_px)

@@ -96,10 +96,18 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
     if found.size_px > _SOFT_PX:
         event("left_out", source="soft", why=f"at {found.size_px} px the covariance of all pixels is too large")
         wanted = [run for run in wanted if run.flags.get("estimate") != "soft"]
-    others = [_other(found, folder, wanted, config.equalize_codec) for folder in config.across]
-    manifests = _manifests(found, images, output)
     own = config.own_spaces
     spaces = [*dict.fromkeys([*found.spaces, "ycbcr", "frequency_ycbcr", *own])]
+    spaces_of = {run.name: _spaces_of(run, spaces, own) for run in wanted}
+    for run in (run for run in wanted if not spaces_of[run.name]):
+        event("left_out", source=run.name, why=f"{found.name} has none of its spaces ({', '.join(run.spaces)})")
+    wanted = [run for run in wanted if spaces_of[run.name]]
+    if all(run.phases for run in wanted):
+        raise ConfigError(
+            f"Of --runs {' '.join(config.runs)} nothing is left that {found.name} can evaluate: add nearest or none."
+        )
+    others = [_other(found, folder, wanted, config.equalize_codec) for folder in config.across]
+    manifests = _manifests(found, images, output)
     reference = join(output, "reference")
     build_reference(
         ReferenceConfig(
@@ -117,9 +125,6 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
         )  # fmt: skip
     runs: dict[bool, list[str]] = {False: [], True: []}
     for run in wanted:
-        of_run = tuple(name for name in run.spaces if name in spaces)
-        if run.name in ("nearest", "none"):
-            of_run += tuple(name for name in own if name not in of_run)
         flags = dict(run.flags)
         if run.name == "denoiser":
             flags["denoiser"] = join(output, "denoiser")
@@ -128,7 +133,7 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
         runs[run.phases].append(target)
         compute_artifacts(
             ArtifactsConfig(manifest=manifests["queries"], reference=phases if run.phases else reference,
-                            output=target, spaces=of_run, **flags)
+                            output=target, spaces=spaces_of[run.name], **flags)
         )  # fmt: skip
     from manifpt.evaluation.evaluate import evaluate_attributor  # torch costs seconds
 
@@ -155,6 +160,12 @@ def reproduce_tables(config: ReproduceConfig) -> dict[str, Any]:
         of_other = evaluate_attributor(across)
         result = result | {"text": result["text"] + "\n" + of_other["text"]}
     return result
+
+
+def _spaces_of(run: _Run, spaces: Sequence[str], own: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of a run's that the reference has; the user's own besides, in the runs that have every space."""
+    found = tuple(name for name in run.spaces if name in spaces)
+    return found + tuple(name for name in own if name not in found) if run.name in ("nearest", "none") else found
 
 
 def _sized(found: Recipe, size_px: int | None) -> Recipe:

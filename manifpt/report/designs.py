@@ -79,7 +79,7 @@ def _found(scores: Sequence[tuple[Any, ...]], not_judged: Mapping[str, str]) -> 
     """What the clusters of images say, and what they can't."""
     of_images = [row for row in scores if row[1] == "images"]
     able = [row for row in of_images if row[-3] <= _SURE]
-    sure = ", ".join(f"{row[0]} (p = {row[-1]:.3f})" for row in able if row[-1] <= _SURE)
+    sure = ", ".join(f"{row[0]} (p = {row[-1]:.2g})" for row in able if row[-1] <= _SURE)
     paragraphs = []
     if sure:
         paragraphs.append(

@@ -169,8 +169,24 @@ def _overlap_table(space: str, found: Mapping[str, Any], stored_as: str) -> Tabl
         "W1 at least: the mean norms are lower bounds of the Wasserstein distance to these reals (our derivation: "
         "manifpt/metrics/wasserstein.py). Unbiased estimates (MMD², energy) may be below zero.",
         f"Embeddings are artifact plus projection, as exact as artifacts are stored ({stored_as}).",
+        *_siblings(found),
     )
     return Table(f"{space}: generated against real", ("label", *(name for name, _ in _OVERLAP)), rows, notes)
+
+
+def _siblings(found: Mapping[str, Any]) -> list[str]:
+    """A warning, where images were made together."""
+    apart = found["made_apart"]
+    told = [
+        f"{label} ({apart[label]:,} of {count:,})" for label, count in found["images"].items() if apart[label] < count
+    ]
+    if not told:
+        return []
+    return [
+        "Images that were made together, as of one latent, count here as if each were made by itself: they are like "
+        "each other, so that their sets look farther from all others, and less diverse, than they are. Groups of "
+        f"images: {', '.join(told)}."
+    ]
 
 
 def _structure_parts(space: str, found: Mapping[str, Any], labels: list[str]) -> list[Table | Figure]:
@@ -195,6 +211,7 @@ def _structure_parts(space: str, found: Mapping[str, Any], labels: list[str]) ->
             "A tree of labels by average linkage of the energy distance of their artifacts, and the distances in the "
             "tree's order. Labels that join far from their names have unlike fingerprints; report.json has all numbers."
         )
+        text = " ".join([text, *_siblings(found)])
         picture = draw_distances(labels, distance_ss, "energy distance")
         parts.append(Figure(f"{space}-distances", f"{space}: distances between fingerprints", text, picture))
         nearest = []

@@ -70,7 +70,8 @@ def write_attributor(output: Path, run: Path, **changes: Any) -> Path:
         "space": plan.spaces[0].identity(), "estimate": plan.estimate.identity(), "network": "head",
         "reference_digest": plan.reference_digest, "shape": [3, 32, 32],
     }  # fmt: skip
-    metrics = {"accuracy": 0.8, "calibration_error": 0.05, "precision": [0.9, None, 0.7], "test_images": [50, 50, 50]}
+    metrics = {"accuracy": 0.8, "calibration_error": 0.05, "precision": [0.9, None, 0.7], "test_images": [50, 50, 50],
+               "confusion": [[45, 0, 5], [5, 0, 45], [0, 0, 50]]}  # fmt: skip
     openset = openset_of(len(LABELS), shape=(3, 32, 32))
     save_bundle(str(output), network.state_dict(), LABELS, config | changes, {}, openset, metrics, "")
     return output

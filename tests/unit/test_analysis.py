@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +25,11 @@ from manifpt.analysis.structure import (
     principal,
     separability,
 )
-from manifpt.analysis.tasks import Work, _separability, measure
+from manifpt.analysis.tasks import Work, _made_apart, _maps, _separability, measure
 from manifpt.attributor.choice import Choice
 from manifpt.errors import ConfigError
 from manifpt.report.drawing import shown
+from manifpt.report.fingerprints import _siblings
 from tests.helpers.cluster import ROOT
 from tests.helpers.runs import artifacts_of, make_run, rows_of
 
@@ -154,6 +156,21 @@ def test_images_that_were_made_together_are_no_others(tmp_path: Path) -> None:
     sample = open_sample(str(make_run(tmp_path / "one", rows)), "rgb", Choice(labels={}, is_test=True))
     apart = _separability(sample, 0)
     assert apart is not None and apart["left_out"] == ["gan"] and apart["images"] == 20 + 30
+    found = {"made_apart": _made_apart(sample), "images": {"gan": 120, "real": 30, "vae": 120}}
+    assert found["made_apart"] == {"gan": 1, "real": 30, "vae": 20}
+    (told,) = _siblings(found)
+    assert "Groups of images: gan (1 of 120), vae (20 of 120)." in told
+    assert _siblings({"made_apart": {"a": 3}, "images": {"a": 3}}) == []
+
+
+def test_equal_artifacts_are_no_map(tmp_path: Path) -> None:
+    """Principal components of them are rounding."""
+    same = np.full((1, 3, 4, 4), 0.3, np.float16)
+    rows = rows_of({"gan": 20, "vae": 20})
+    run = make_run(tmp_path / "run", rows, artifacts=lambda rows: same.repeat(len(rows), axis=0))
+    sample = open_sample(str(run), "rgb", Choice(labels={}, is_test=True))
+    work = SimpleNamespace(seed=0)
+    assert _maps(sample, work, None)[0] == {"maps": []}  # type: ignore[arg-type]
 
 
 def test_names_that_are_cut_stay_apart() -> None:

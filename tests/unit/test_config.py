@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from manifpt.config import ArtifactsConfig, IndexConfig, ReferenceConfig, parse, rejection_budget, run_command
+from manifpt.config import (
+    ArtifactsConfig,
+    IndexConfig,
+    ReferenceConfig,
+    ScanConfig,
+    parse,
+    rejection_budget,
+    run_command,
+)
 from manifpt.errors import ConfigError, PlanMismatch, StorageError, TooManyRejected
 
 File = Callable[[str], str]
@@ -148,6 +156,12 @@ class TestFile:
             parse(ArtifactsConfig, ["--config", file(text)], "x")
         assert says in str(caught.value)
         assert "\n" not in str(caught.value)
+
+    def test_a_misplaced_webhook_is_not_told(self, file: File) -> None:
+        """Its URL is a secret, and what is told goes to the job's log."""
+        with pytest.raises(ConfigError, match="alerts can't be what it is") as caught:
+            parse(ScanConfig, ["--config", file("alerts: https://hooks.example.com/services/SECRET")], "x")
+        assert "hooks" not in str(caught.value)
 
     def test_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="No such file"):

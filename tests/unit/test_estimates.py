@@ -22,6 +22,7 @@ from manifpt.errors import ConfigError
 from manifpt.estimates import Estimate, make_projector
 from manifpt.estimates.controls import BlurControl, NoneControl, RandomControl
 from manifpt.estimates.denoiser import Denoiser, DenoiserProjector, denoiser_digest, save_denoiser
+from manifpt.estimates.denoising import _share
 from manifpt.estimates.gaussian import Moments, SoftProjector, moments_of
 from manifpt.estimates.neighbors import HullProjector, MeanProjector, hull_weights
 from manifpt.plan import Plan, publish_plan
@@ -406,6 +407,11 @@ class TestDenoiser:
         with torch.inference_mode():
             torch.testing.assert_close(model(scale * x_bchw), scale * model(x_bchw), rtol=1e-4, atol=1e-5 * scale)
         assert not any("bias" in name for name in model.state_dict())
+
+    @pytest.mark.parametrize("workers", range(1, 33))
+    def test_as_many_images_a_step_whatever_the_workers(self, workers: int) -> None:
+        shares = [_share(rank, workers) for rank in range(workers)]
+        assert sum(shares) == 32 and max(shares) - min(shares) <= 1 and min(shares) > 0
 
     def test_other_pixels_are_refused(self, denoiser: str) -> None:
         digest = denoiser_digest(denoiser)

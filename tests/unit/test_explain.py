@@ -27,8 +27,8 @@ from tests.helpers.images import encoded, picture
 from tests.helpers.runs import make_run, rows_of
 
 GOOD = Findings(
-    label="gan", probability=0.9, calibration_error=0.05, precision=0.8, test_images=100, percentile=50.0,
-    unknown_score=3.0, unknown_threshold=3.0,
+    label="gan", probability=0.9, calibration_error=0.05, precision=0.8, test_images=100, named_images=90,
+    percentile=50.0, unknown_score=3.0, unknown_threshold=3.0,
     other_size=None, in_reference=False, near_copy=False, in_run=False,
 )  # fmt: skip
 
@@ -40,6 +40,7 @@ findings = st.builds(
     calibration_error=shares,
     precision=shares,
     test_images=st.integers(0, 99),
+    named_images=st.integers(0, 99),
     unknown_score=st.floats(allow_nan=False, width=32),
     unknown_threshold=st.floats(0, 9) | st.just(float("inf")),
     percentile=st.none() | st.floats(0, 100),
@@ -58,7 +59,7 @@ def test_a_verdict_is_conclusive_only_without_a_reason_and_names_a_source_only_t
     assert "nan" not in " ".join(said["reasons"]).replace(found.label, "")
     if said["conclusive"]:
         assert found.probability >= 0.5 + (found.calibration_error or 0) and found.test_images >= LEAST_TEST_IMAGES
-        assert found.precision is not None and found.precision >= 0.5
+        assert found.precision is not None and found.precision >= 0.5 and found.named_images >= LEAST_TEST_IMAGES
         assert found.percentile is not None and 0.5 <= found.percentile <= 99.5
         assert found.unknown_score <= found.unknown_threshold
         assert not (found.other_size or found.in_reference or found.near_copy or found.in_run)
@@ -77,6 +78,7 @@ def test_numbers_that_are_all_good_are_conclusive() -> None:
         ({"precision": 0.49}, "right in 49.0% of the cases in which it named gan"),
         ({"precision": None}, "never named gan"),
         ({"test_images": LEAST_TEST_IMAGES - 1}, "tested on 29 images of gan"),
+        ({"named_images": LEAST_TEST_IMAGES - 1}, "named gan on 29 test images only"),
         ({"unknown_score": 3.01}, "unlike the sources that the attributor knows: its unknown score is 3.01"),
         ({"unknown_score": float("nan"), "unknown_threshold": float("inf")}, "unlike the sources"),
         ({"percentile": 0.4}, "outside the middle 99%"),
@@ -181,7 +183,7 @@ def test_names_of_others_are_drawn_to_the_letter_and_bounded() -> None:
 def evidence_of(labels: list[str], name: str) -> dict[str, Any]:
     box = quantiles(np.arange(9.0))
     source = {"images": 9, "quantiles": box, "percentile": 50.0}
-    tested = {"accuracy": None, "precision": None, "calibration_error": None, "test_images": 0}
+    tested = {"accuracy": None, "precision": None, "calibration_error": None, "test_images": 0, "named_images": 0}
     return {
         "created": "2026-01-01T00:00:00+00:00",
         "tool": {"versions": {"manifpt": "0"}, "code": {"kind": "git commit", "value": 40 * "a"}},

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from manifpt.analysis.designs import read_designs
+from manifpt.config import ReproduceConfig
 from manifpt.errors import ConfigError, PlanMismatch
 from manifpt.indexing import IndexOptions, index
 from manifpt.manifest import Manifest, write_manifest
@@ -476,6 +477,8 @@ def test_a_framed_table_keeps_rows_and_columns_and_is_lossless() -> None:
     assert framed_name("a.b.parquet", 13) == "a.b.crop13.parquet"
     with pytest.raises(ConfigError, match=r"Row 0 can't be framed \(not_an_image"):
         framed_table(pa.table({"image": [b"no image"]}), 13, 9)
+    with pytest.raises(ConfigError, match="binary files, not of struct"):
+        framed_table(pa.table({"image": [{"bytes": b"x", "path": "a.png"}]}), 13, 9)
     with pytest.raises(ConfigError, match="needs a column 'image'; there are gm"):
         framed_table(table.select(["gm"]), 13, 9)
 
@@ -536,6 +539,20 @@ def test_a_table_of_another_recipe_or_of_other_images_is_not_gone_on_with(tmp_pa
     for other, changes, what in ((tmp_path, {}, "images"), (images, {"min_images": 3}, "recipe")):
         with pytest.raises(PlanMismatch, match=f"holds another set: {what} differs"):
             made(other, **changes)
+
+
+@pytest.mark.parametrize(
+    ("runs", "size_px"), [(("phases-0.01",), 8), (("soft-0.01", "phases-0.01"), 128), (("random",), 8)]
+)
+def test_runs_that_leave_nothing_to_evaluate_are_refused_before_anything_is_made(
+    tmp_path: Path, runs: tuple[str, ...], size_px: int
+) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL | {"spaces": ["frequency"], "size_px": size_px}))
+    config = ReproduceConfig(recipe=str(tmp_path / "small.yaml"), images=str(tmp_path / "none"), runs=runs,
+                             output=str(tmp_path / "out"))  # fmt: skip
+    with pytest.raises(ConfigError, match=f"Of --runs {' '.join(runs)} nothing is left that small can evaluate"):
+        reproduce.reproduce_tables(config)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_another_recipes_output_is_tested_on_by_the_labels_that_both_have(tmp_path: Path) -> None:

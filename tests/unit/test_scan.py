@@ -421,6 +421,44 @@ def test_what_was_usual_is_known_however_many_windows_alert(
     assert third["usual"] == second["usual"]
 
 
+def test_until_a_window_was_quiet_each_of_which_a_fifth_can_not_be_looked_at_alerts(
+    made: Path, bucket: Path, tmp_path: Path
+) -> None:
+    """A file that is no image made the window before the first, and total rejection was the norm from then on."""
+    output, alerted = tmp_path / "scans", []
+    for names in (("README.txt",), ("a.png", "b.png"), ("c.png",)):
+        for name in names:
+            (bucket / name).write_bytes(b"no image")
+        if names == ("README.txt",):
+            for path in bucket.iterdir():
+                if path.name != "README.txt":
+                    path.unlink()
+        scan(config_of(made, output, bucket))
+        last = sorted((output / "windows").iterdir())[-1]
+        alerted.append([alert["rule"] for alert in json.loads((last / "window.json").read_text())["alerts"]])
+    assert alerted[-2:] == [["many-rejected"]] * 2
+
+
+def test_new_windows_never_take_the_numbers_of_lost_ones(made: Path, bucket: Path, tmp_path: Path) -> None:
+    """Their shards were found done, and nobody attributed the new images."""
+    output = tmp_path / "scans"
+    scan(config_of(made, output, bucket))
+    (output / "scan.json").unlink()
+    shutil.rmtree(output / "windows")
+    write_files(new_files(2, start=100), bucket)
+    with pytest.raises(ConfigError, match=r"no scan\.json that says how far they went: restore"):
+        scan(config_of(made, output, bucket))
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, float("nan")])
+def test_a_drift_level_that_is_none_is_refused_before_anything_is_done(
+    made: Path, bucket: Path, tmp_path: Path, level: float
+) -> None:
+    with pytest.raises(ConfigError, match="drift level of .* is none"):
+        scan(config_of(made, tmp_path / "scans", bucket, drift_level=level))
+    assert not (tmp_path / "scans").exists()
+
+
 @pytest.mark.parametrize(("ahead_s", "expected"), [(3600, 13_600.0), (10**9, 10_000.0)])
 def test_a_clock_that_was_far_ahead_once_does_not_silence_the_alarm(ahead_s: float, expected: float) -> None:
     assert scan_module._later(10_000.0, 10_000.0 + ahead_s) == expected

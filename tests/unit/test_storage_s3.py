@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 from obstore.exceptions import GenericError, InvalidPathError, PermissionDeniedError
 
-from manifpt.storage import Entry
+from manifpt.errors import StorageRefused
 from manifpt.storage_s3 import S3Store, _region_of
 
 
@@ -37,8 +37,11 @@ def test_a_service_that_names_no_region_leaves_the_session_its_own() -> None:
 
 
 def test_a_bucket_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(ClientError, match="404"):
+    """Not one whose objects are all gone, as a scan took it for."""
+    with pytest.raises(StorageRefused, match="There is no bucket 'images'"):
         asked(404, {"x-amz-bucket-region": "eu-central-1"})
+    with pytest.raises(ClientError, match="500"):
+        asked(500, {})
 
 
 class Client:
@@ -125,16 +128,25 @@ def test_a_listing_that_boto3_goes_on_with_fails_in_a_sentence(monkeypatch: pyte
 
 def test_the_marker_of_a_folder_is_not_listed_as_the_object_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """obstore lists `a/` as `a`, of 0 bytes, beside the object `a`; scans took that for an image that changed."""
-    s3 = store(monkeypatch, Client())
-    keys = {"a": 7, "a/": 0, "a/b": 7, "c/": 0, "d": 0}
-    there = {key: Entry(key, f"s3://b/{key}", size_bytes, "e") for key, size_bytes in keys.items() if key[-1] != "/"}
-    monkeypatch.setattr(S3Store, "stat", lambda self, uri: there.get(uri.removeprefix("s3://b/")))
+    keys = {"in/": 0, "in/a": 7, "in/a/": 0, "in/a/b": 7, "in/c/": 0, "in/c/x": 7, "in/d": 0}
+
+    class Bucket(Client):
+        def list_objects_v2(self, Bucket: str, Prefix: str, MaxKeys: int) -> dict[str, Any]:  # noqa: N803
+            found = [key for key in sorted(keys) if key.startswith(Prefix)][:MaxKeys]
+            return {"Contents": [{"Key": key, "Size": keys[key]} for key in found]}
+
+        def head_object(self, **_: Any) -> None:
+            raise AssertionError("a role that may list below a prefix alone is refused this")
+
+    s3 = store(monkeypatch, Bucket())
 
     def listed(bucket: str, prefix: str | None, chunk_size: int) -> Iterator[list[dict[str, Any]]]:
         yield [{"path": key.rstrip("/"), "size": size_bytes, "e_tag": "e"} for key, size_bytes in keys.items()]
 
     monkeypatch.setattr(obstore, "list", listed)
-    assert [(entry.key, entry.size_bytes) for entry in s3.list("s3://b")] == [("a", 7), ("a/b", 7), ("d", 0)]
+    assert [(entry.key, entry.size_bytes) for entry in s3.list("s3://b/in")] == [
+        ("a", 7), ("a/b", 7), ("c/x", 7), ("d", 0),
+    ]  # fmt: skip
 
 
 def test_an_empty_object_is_read_as_empty(monkeypatch: pytest.MonkeyPatch) -> None:
