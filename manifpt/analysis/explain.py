@@ -86,9 +86,8 @@ def explain_image(config: ExplainConfig) -> dict[str, Any]:
     from manifpt.attributor.choice import read_labels
 
     attributor = Attributor.load(config.attributor)
-    labels = read_labels(config.labels) or attributor.config.get("choice", {}).get(
-        "labels", {}
-    )  # those of its training
+    of_training = attributor.config.get("choice", {}).get("labels", {})
+    labels = read_labels(config.labels) or of_training
     bundle = open_bundle(normalize(config.reference) if config.reference else plan.reference_uri)
     spec, estimate = _agreed(attributor, plan, bundle, run), _estimate(plan, config.denoiser, bundle)
     distances = read_distances(run, plan, spec.name, image["content_hash"])
