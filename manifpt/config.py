@@ -306,7 +306,7 @@ class ExplainConfig:
     denoiser: str | None = None
     """Of a run by --estimate denoiser: the folder that jobs/train_denoiser.py made."""
     labels: str | None = None
-    """YAML that maps the run's sources to the attributor's labels, as it was trained. Default: they are the same."""
+    """YAML that maps the run's sources to the attributor's labels. Default: as they were mapped for its training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
