@@ -48,7 +48,8 @@ def fetch(rows: list[dict[str, Any]], exact: bool = False) -> Iterator[bytes | B
     Raises:
         StorageError: storage does not answer, which is no property of an image.
     """
-    cells = _Cells([row for row in rows if row["container"] == "parquet" and _is_placed(row)], exact)
+    is_cell_n = [row["container"] == "parquet" and _is_placed(row) for row in rows]
+    cells = _Cells([row for row, is_cell in zip(rows, is_cell_n, strict=True) if is_cell], exact)
 
     def one(row: dict[str, Any]) -> bytes | BadImage:
         if not _is_placed(row):
@@ -59,8 +60,7 @@ def fetch(rows: list[dict[str, Any]], exact: bool = False) -> Iterator[bytes | B
     threads = _LOCAL_THREADS if all(is_local(row["uri"]) for row in rows) else _THREADS
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Callable[[], bytes | BadImage]] = deque()  # bounded, so that large files don't pile up
-        for row in rows:
-            is_cell = row["container"] == "parquet" and _is_placed(row)
+        for row, is_cell in zip(rows, is_cell_n, strict=True):
             ahead.append(functools.partial(cells.take, row) if is_cell else pool.submit(one, row).result)
             if len(ahead) == 2 * threads:
                 yield ahead.popleft()()

@@ -88,7 +88,9 @@ def save_state(state: State, folder: Path) -> None:
 
 
 def _digest(data: bytes, facts: dict[str, Any]) -> str:
-    return hashlib.sha256(data + json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(data)
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def load_state(folder: Path, epoch: Callable[..., Any] = dict) -> State:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from manifpt.documents import json_of
+from manifpt.documents import json_of, object_of
 from manifpt.errors import ConfigError
 from manifpt.log import event
 from manifpt.storage import join, store_of
@@ -28,15 +28,13 @@ def bundle_config(uri: str) -> dict[str, Any]:
         data = store_of(uri).read(join(uri, CONFIG))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no finished attributor at {uri}; train one: jobs/train_attributor.py.") from error
-    config = json_of(data, f"The attributor {uri}")
-    if not isinstance(config, dict):
-        raise ConfigError(f"The attributor {uri} is damaged ({CONFIG} holds something else); {_AGAIN}.")
+    where = f"The attributor {uri}"
+    config = object_of(json_of(data, where), where, {})
     if config.get("format") != FORMAT:
-        raise ConfigError(
-            f"The attributor {uri} has format {config.get('format')!r}; this version reads {FORMAT}: {_AGAIN}."
-        )
-    if not isinstance(config.get("files"), dict):
-        raise ConfigError(f"The attributor {uri} is damaged ({CONFIG} names no files); {_AGAIN}.")
+        raise ConfigError(f"{where} has format {config.get('format')!r}; this version reads {FORMAT}: {_AGAIN}.")
+    files = object_of(config, where, {"files": dict})["files"]
+    if any("/" in name for name in files):  # a bundle from elsewhere must not lead out of its folder
+        raise ConfigError(f"{where} is damaged ({CONFIG} names files of other folders); {_AGAIN}.")
     return config
 
 
@@ -81,10 +79,8 @@ def bundle_object(uri: str, config: Mapping[str, Any], name: str) -> dict[str, A
     Raises:
         ConfigError: as of `bundle_file`.
     """
-    found = json_of(bundle_file(uri, config, name), f"The attributor {uri}")
-    if not isinstance(found, dict):
-        raise ConfigError(f"The attributor {uri} is damaged ({name} holds something else); {_AGAIN}.")
-    return found
+    where = f"{name} of the attributor {uri}"
+    return object_of(json_of(bundle_file(uri, config, name), where), where, {})
 
 
 def is_finished(uri: str) -> bool:
