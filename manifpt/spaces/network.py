@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -60,17 +61,33 @@ class NetworkSpace:
         pixels = _BATCH_PIXELS[self._device.type] // (view.height_px * view.width_px)
         self._batch = max(1, min(_MOST_IMAGES[self._device.type], pixels))
         self._network: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._is_compiled = False
 
     def encode(self, views_bchw: np.ndarray) -> np.ndarray:
         """uint8 [B, 3, S, S] -> float32 [B, D]."""
         if self._network is None:  # projection actors never call this, and never load the weights
             self.load()
-        torch.set_num_threads(self._threads)  # of this thread, which may not be the one that loaded
         starts = range(0, len(views_bchw), self._batch)
-        with torch.no_grad():
+        parts = [views_bchw[start : start + self._batch] for start in starts]
+        on_cpu = self._device.type == "cpu"
+        # On CPUs a batch a thread: threads that share a batch wait for each other after each layer, and all of them for
+        # the one whose core another process has for a moment. Their number changes no bit (tests/unit/test_network.py).
+        streams = max(1, min(self._threads, len(parts))) if on_cpu else 1
+        threads = 1 if on_cpu and self._is_compiled else self._threads // streams
+
+        def features(part_bchw: np.ndarray) -> torch.Tensor:
+            torch.set_num_threads(threads)  # of this thread
+            with torch.no_grad():
+                return self._forward(part_bchw)
+
+        if streams == 1:
             # Nothing waits for the device before all is queued: it copies and computes while the host prepares.
-            features = [self._forward(views_bchw[start : start + self._batch]) for start in starts]
-            return torch.cat(features).cpu().numpy()
+            found = [features(part_bchw) for part_bchw in parts]
+        else:
+            with ThreadPoolExecutor(streams) as pool:
+                found = list(pool.map(features, parts))
+        torch.set_num_threads(self._threads)  # for what this thread, and those that begin now, do next
+        return torch.cat(found).cpu().numpy()
 
     def load(self) -> None:
         """Reads, verifies and folds the network."""
@@ -85,7 +102,8 @@ class NetworkSpace:
             self._compile(network)
 
     def _compile(self, network: nn.Module) -> None:
-        torch.set_num_threads(self._threads)
+        # Kernels are compiled for the number of threads that is set, and again where it changes: see `encode`.
+        torch.set_num_threads(1 if self._device.type == "cpu" else self._threads)
         options: dict[str, Any] = {"freezing": True, "compile_threads": 1}  # 1: in this process, none of its own
         begin = time.monotonic()
         try:
@@ -96,6 +114,7 @@ class NetworkSpace:
             self._network = network
             event("not_compiled", space=self.spec.name, error=type(error).__name__, hint="slower, else the same")
             return
+        self._is_compiled = True
         event("compiled", space=self.spec.name, seconds=time.monotonic() - begin)
 
     def _forward(self, views_bchw: np.ndarray) -> torch.Tensor:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torchvision.models import resnet18, resnet50
 
 from manifpt.errors import ConfigError
-from manifpt.spaces import SpaceSpec, make_space, spec_of, weights
+from manifpt.spaces import SpaceSpec, make_space, network, spec_of, weights
 from manifpt.spaces.weights import Published, resolve_weights
 from tests.helpers.weights import ARCHITECTURE, lite0_safetensors
 
@@ -292,6 +292,42 @@ def test_features_do_not_hang_on_what_an_image_came_with(state: dict[str, torch.
     together = space.encode(views_bchw)
     assert (space.encode(views_bchw[:1]) == together[:1]).all()
     assert (space.encode(views_bchw[3:8]) == together[3:8]).all()
+
+
+@pytest.mark.parametrize("images", [0, 1_000_000], ids=["eager", "compiled"])
+def test_features_do_not_hang_on_the_number_of_threads(
+    state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int
+) -> None:
+    """Batches go side by side, each on a share of the threads, and a shard of one batch has all of them."""
+    monkeypatch.setitem(network._MOST_IMAGES, "cpu", 4)
+    path = tmp_path / "own.safetensors"
+    save_file(state, path)
+    spec = resolve_weights(spec_with(path))
+    views_bchw = np.random.default_rng(0).integers(0, 256, (18, 3, 64, 64), dtype=np.uint8)
+    alone, three = (make_space(spec, threads=threads, images=images) for threads in (1, 3))
+    one_by_one = alone.encode(views_bchw)
+    for count in (1, 4, 7, 18):
+        assert (three.encode(views_bchw[:count]) == one_by_one[:count]).all()
+
+
+def test_batches_go_side_by_side(
+    state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for the other: one after the other they would wait for ever."""
+    monkeypatch.setitem(network._MOST_IMAGES, "cpu", 4)
+    path = tmp_path / "own.safetensors"
+    save_file(state, path)
+    space = network.NetworkSpace(resolve_weights(spec_with(path)), threads=2)
+    forward, together = space._forward, threading.Barrier(2, timeout=30)
+
+    def waiting(views_bchw: np.ndarray) -> torch.Tensor:
+        together.wait()
+        assert torch.get_num_threads() == 1
+        return forward(views_bchw)
+
+    monkeypatch.setattr(space, "_forward", waiting)
+    assert space.encode(np.zeros((8, 3, 64, 64), np.uint8)).shape == (8, 512)
+    assert torch.get_num_threads() == 2
 
 
 def test_folding_keeps_the_features(state: dict[str, torch.Tensor]) -> None:
