@@ -61,7 +61,7 @@ class NetworkSpace:
         pixels = _BATCH_PIXELS[self._device.type] // (view.height_px * view.width_px)
         self._batch = max(1, min(_MOST_IMAGES[self._device.type], pixels))
         self._network: Callable[[torch.Tensor], torch.Tensor] | None = None
-        self._is_compiled = False
+        self._compiled_for: int | None = None  # threads a batch
 
     def encode(self, views_bchw: np.ndarray) -> np.ndarray:
         """uint8 [B, 3, S, S] -> float32 [B, D]."""
@@ -69,11 +69,10 @@ class NetworkSpace:
             self.load()
         starts = range(0, len(views_bchw), self._batch)
         parts = [views_bchw[start : start + self._batch] for start in starts]
-        on_cpu = self._device.type == "cpu"
         # On CPUs a batch a thread: threads that share a batch wait for each other after each layer, and all of them for
         # the one whose core another process has for a moment. Their number changes no bit (tests/unit/test_network.py).
-        streams = max(1, min(self._threads, len(parts))) if on_cpu else 1
-        threads = 1 if on_cpu and self._is_compiled else self._threads // streams
+        streams = max(1, min(self._threads, len(parts))) if self._device.type == "cpu" else 1
+        threads = self._compiled_for or self._threads // streams
 
         def features(part_bchw: np.ndarray) -> torch.Tensor:
             torch.set_num_threads(threads)  # of this thread
@@ -103,7 +102,8 @@ class NetworkSpace:
 
     def _compile(self, network: nn.Module) -> None:
         # Kernels are compiled for the number of threads that is set, and again where it changes: see `encode`.
-        torch.set_num_threads(1 if self._device.type == "cpu" else self._threads)
+        threads = 1 if self._device.type == "cpu" else self._threads
+        torch.set_num_threads(threads)
         options: dict[str, Any] = {"freezing": True, "compile_threads": 1}  # 1: in this process, none of its own
         begin = time.monotonic()
         try:
@@ -114,7 +114,7 @@ class NetworkSpace:
             self._network = network
             event("not_compiled", space=self.spec.name, error=type(error).__name__, hint="slower, else the same")
             return
-        self._is_compiled = True
+        self._compiled_for = threads
         event("compiled", space=self.spec.name, seconds=time.monotonic() - begin)
 
     def _forward(self, views_bchw: np.ndarray) -> torch.Tensor:
