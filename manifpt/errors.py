@@ -46,12 +46,12 @@ class NodesLost(WorkerError):
     """Nodes vanished with work and with what others waited for: what isn't committed can be computed anew."""
 
 
-def told_as(error: Exception) -> ConfigError | StorageError | None:
+def told_as(error: Exception) -> ConfigError | StorageError | WorkerError | None:
     """An error as one with a sentence for the user; None: it is a fault of ours, and keeps its trace.
 
     What a file system or a store says of itself has a number; Arrow's errors of damaged data are OSErrors without one.
     """
-    if isinstance(error, ConfigError | StorageError):
+    if isinstance(error, ConfigError | StorageError | WorkerError):
         return error
     if isinstance(error, PermissionError):
         return ConfigError(f"No permission: {error}. Grant it and say the same command again.")
@@ -70,6 +70,7 @@ class RejectReason(str, Enum):
     NOT_AN_IMAGE = "not_an_image"  # no known image signature
     TRUNCATED = "truncated"  # the data end before the image does
     CORRUPT = "corrupt"  # the data contradict the format
+    CRASHED = "crashed"  # a fault in its decoder ends the process
     ANIMATED = "animated"  # more than one frame: which one is the image?
     TOO_LARGE = "too_large"  # more bytes or pixels than allowed; decompression bombs
     TOO_SMALL = "too_small"  # under the space's minimum

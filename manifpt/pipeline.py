@@ -5,6 +5,7 @@ shard numbers -> decode (tasks) -> encode (actors) -> project (actors) -> commit
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -24,7 +25,9 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from manifpt import stages
 from manifpt.artifacts import to_numpy
 from manifpt.cluster import NODE_TO_COME_CPUS, environment
+from manifpt.decode import decode
 from manifpt.errors import ConfigError, NodesLost, StorageError, WorkerError, told_as
+from manifpt.isolated import IsolatedDecoder
 from manifpt.log import event
 from manifpt.packing import cell, pack, unpack
 from manifpt.plan import Plan
@@ -171,7 +174,8 @@ def view_rows(plan: Plan, task_cpus: float = 1.0) -> ray.data.Dataset:
 def _views(batch: pa.Table, plan: Plan, s3: dict[str, str]) -> dict[str, np.ndarray]:
     os.environ.update(s3)
     number = batch["shard"][0].as_py()
-    view_bchw = stages.decode_rows(plan, number)[f"view:{plan.spaces[0].view.key}"]
+    with _decoder() as decode:
+        view_bchw = stages.decode_rows(plan, number, decode=decode)[f"view:{plan.spaces[0].view.key}"]
     return {"view": view_bchw, "row": plan.rows_of(number).start + np.arange(len(view_bchw))}
 
 
@@ -243,7 +247,7 @@ def _quiet() -> None:
 
 # One row is one shard, and one call handles one row: see manifpt.packing.
 _ONE_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-# A shard that kills its worker each time (a decoder's crash, no memory left) must end the job, not repeat forever.
+# A shard that kills its worker each time (a library's crash, no memory left) must end the job, not repeat forever.
 _TASK_RETRIES: dict[str, Any] = {"max_retries": 5}
 _ACTOR_RETRIES: dict[str, Any] = {"max_restarts": 100, "max_task_retries": 5}
 
@@ -273,7 +277,7 @@ def _told(error: BaseException) -> BaseException:
         return error
     return WorkerError(
         f"A worker process died {1 + _TASK_RETRIES['max_retries']} times at the same shard ({type(error).__name__}): "
-        f"no memory left, or an image that crashes a library. Ray's logs say which; the same command goes on from here."
+        f"no memory left, or a library that crashes. Ray's logs say which; the same command goes on from here."
     )
 
 
@@ -296,8 +300,12 @@ def _shares(plan: Plan, shards: int, most_actors: int | None, gpu: bool) -> Shar
 
 
 # Errors with a sentence for the user. They travel as data: Ray would wrap them into its own, type and all.
-_ERRORS: dict[str, type[Exception]] = {"ConfigError": ConfigError, "StorageError": StorageError}
-_TOLD = (ConfigError, StorageError, OSError)
+_ERRORS: dict[str, type[Exception]] = {
+    "ConfigError": ConfigError,
+    "StorageError": StorageError,
+    "WorkerError": WorkerError,
+}
+_TOLD = (ConfigError, StorageError, WorkerError, OSError)
 
 
 def _step(batch: pa.Table, s3: dict[str, str], work: Callable[[stages.Shard], stages.Shard]) -> pa.Table:
@@ -328,10 +336,20 @@ def _decode(batch: pa.Table, plan: Plan, s3: dict[str, str], encode: bool, on_gp
     os.environ.update(s3)
 
     def work() -> stages.Shard:
-        shard = stages.decode_rows(plan, batch["shard"][0].as_py(), resize_later=on_gpu)
+        with _decoder() as decode:
+            shard = stages.decode_rows(plan, batch["shard"][0].as_py(), resize_later=on_gpu, decode=decode)
         return stages.Encoder(plan.spaces)(shard) if encode else shard
 
     return pa.table({"shard": cell(pack(_tried(work)))})
+
+
+def _decoder() -> contextlib.AbstractContextManager[Callable[[bytes], np.ndarray]]:
+    """For the task that runs. One that runs again may have been ended by an image: then each is decoded in a process
+    that may end."""
+    # Not in Ray's public interface as of 2.60; counted by who asks for the task, so also across nodes.
+    worker: Any = ray._private.worker.global_worker
+    attempt = worker.core_worker.get_current_task_attempt_number()
+    return IsolatedDecoder() if attempt else contextlib.nullcontext(decode)
 
 
 class _Encode:

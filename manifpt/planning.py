@@ -11,11 +11,12 @@ import numpy as np
 from manifpt.alterations import ALTERATIONS
 from manifpt.artifacts import INLINE_LIMIT_BYTES
 from manifpt.config import ArtifactsConfig, ReferenceConfig
-from manifpt.decode import DECODER, decode, decoder_versions
+from manifpt.decode import DECODER, decoder_versions
 from manifpt.errors import BadImage, ConfigError
 from manifpt.estimates import Estimate, check_estimate
 from manifpt.estimates.residual import projected_in
 from manifpt.fetch import fetch
+from manifpt.isolated import IsolatedDecoder
 from manifpt.log import event
 from manifpt.manifest import Manifest, records
 from manifpt.plan import Plan, auto_shard_rows, check_plan
@@ -188,14 +189,15 @@ def _with_sizes(specs: list[SpaceSpec], manifest: Manifest) -> list[SpaceSpec]:
 
 
 def _first_size(manifest: Manifest) -> tuple[int, int]:
-    for start in range(0, min(manifest.rows, 1024), 64):
-        for data in fetch(records(manifest.read(start, start + 64))):
-            try:
-                if isinstance(data, bytes):
-                    height_px, width_px = decode(data).shape[:2]
-                    return height_px, width_px
-            except BadImage:
-                continue
+    with IsolatedDecoder() as decode:
+        for start in range(0, min(manifest.rows, 1024), 64):
+            for data in fetch(records(manifest.read(start, start + 64))):
+                try:
+                    if isinstance(data, bytes):
+                        height_px, width_px = decode(data).shape[:2]
+                        return height_px, width_px
+                except BadImage:
+                    continue
     raise ConfigError(f"None of the first images of {manifest.uri} can be read and decoded; check where they are.")
 
 

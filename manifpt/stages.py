@@ -51,7 +51,9 @@ Shard = dict[str, Any]
 _CARRIED = ["image_id", "uri", "container", "offset", "size_bytes", "source", "split"]
 
 
-def decode_rows(plan: Plan, shard: int, resize_later: bool = False) -> Shard:
+def decode_rows(
+    plan: Plan, shard: int, resize_later: bool = False, decode: Callable[[bytes], np.ndarray] = decode
+) -> Shard:
     """Reads, decodes and alters the images of one shard, and makes every view that a space asks for.
 
     Args:
@@ -59,6 +61,7 @@ def decode_rows(plan: Plan, shard: int, resize_later: bool = False) -> Shard:
         shard: its number.
         resize_later: leave resizing to the encoder's accelerator, which gives the same pixels, where a shard's images
             are all of one size, and not so large that they should become small before they travel.
+        decode: a file's bytes to uint8 [H, W, 3].
     """
     begin = time.perf_counter()
     manifest = Manifest(plan.manifest_uri)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 import manifpt
-from manifpt.decode import content_hash, decode
+from manifpt.decode import content_hash
 from manifpt.errors import BadImage, ConfigError
 from manifpt.fetch import fetch
+from manifpt.isolated import IsolatedDecoder
 from manifpt.metrics.codec import container_facts
 from manifpt.storage import store_of
 
@@ -42,7 +43,8 @@ def read_image(uri: str) -> tuple[np.ndarray, dict[str, Any]]:
         (data,) = fetch([row])
         if isinstance(data, BadImage):
             raise data
-        image_hwc = decode(data)
+        with IsolatedDecoder() as decode:  # who asks has one image, of unknown hands
+            image_hwc = decode(data)
     except PermissionError as error:
         raise ConfigError(f"No permission to read {uri}.") from error
     except BadImage as bad:

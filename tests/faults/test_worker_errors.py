@@ -5,22 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.cluster import job, must, ray_head
+from tests.helpers.crashes import CRASH, KILL, crashing_decoder
 from tests.helpers.images import encoded, picture, write_files
-
-# Stands for a decoder that crashes on one image: the process is gone, and no exception tells why.
-CRASH = """
-import os, signal
-import PIL.Image
-opened = PIL.Image.open
-def crashing(source, *arguments, **options):
-    if source.getvalue().startswith(b"CRASH"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return opened(source, *arguments, **options)
-PIL.Image.open = crashing
-"""
 
 
 @pytest.fixture
@@ -52,17 +42,21 @@ def test_a_damaged_reference_is_a_configuration_error(workplace: Path, cluster: 
     must(job("compute_artifacts", *arguments(workplace), env=cluster))
 
 
-def test_an_image_that_crashes_its_worker_ends_the_job_and_the_rest_is_kept(workplace: Path) -> None:
-    crash = workplace / "queries" / "gan" / "20.png"
+def test_an_image_that_crashes_its_worker_is_rejected_and_no_memory_left_ends_the_job(workplace: Path) -> None:
+    crash, kill = (workplace / "queries" / "gan" / f"{n}.png" for n in (20, 30))
     good = crash.read_bytes()
-    crash.write_bytes(b"CRASH" + good[5:])
-    (workplace / "site").mkdir()
-    (workplace / "site" / "sitecustomize.py").write_text(CRASH)
-    with ray_head(node_env={"PYTHONPATH": str(workplace / "site")}) as env:
+    crash.write_bytes(CRASH + good[len(CRASH) :])
+    killed = kill.read_bytes()
+    kill.write_bytes(KILL + killed[len(KILL) :])
+    with ray_head(node_env={"PYTHONPATH": str(crashing_decoder(workplace / "site"))}) as env:
         result = job("compute_artifacts", *arguments(workplace), env=env)
         assert result.returncode == 1, result.stderr
-        assert "error: A worker process died 6 times at the same shard" in result.stderr
+        assert "error: A process that decodes ended 3 times at the same image (SIGKILL)" in result.stderr
         assert "Traceback" not in result.stderr
-        crash.write_bytes(good)
+        kill.write_bytes(killed)
         must(job("compute_artifacts", *arguments(workplace), env=env))
-    assert json.loads((workplace / "run" / "summary.json").read_text())["shards_committed"] == 5
+    summary = json.loads((workplace / "run" / "summary.json").read_text())
+    assert summary["shards_committed"] == 5
+    (rejected,) = pq.read_table(workplace / "run" / "rejected.parquet").to_pylist()
+    assert (rejected["uri"], rejected["reason"]) == (str(crash), "crashed")
+    assert rejected["detail"] == "the decoder ended by SIGSEGV"
