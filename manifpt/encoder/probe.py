@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from manifpt.decode import decode
 from manifpt.encoder.network import TwinNetwork
 from manifpt.errors import BadImage
 from manifpt.fetch import fetch
+from manifpt.isolated import IsolatedDecoder
 from manifpt.learning import autocast
 from manifpt.spaces import SpaceSpec
 
@@ -82,14 +82,15 @@ class Probing:
 
     def __init__(self, probe: Probe, pixels: SpaceSpec, device: str) -> None:
         views, kept = [], []
-        for number, data in enumerate(fetch(list(probe.records))):
-            try:
-                if isinstance(data, BadImage):
+        with IsolatedDecoder() as decode:  # one that ends its process would end each training worker after another
+            for number, data in enumerate(fetch(list(probe.records))):
+                try:
+                    if isinstance(data, BadImage):
+                        continue
+                    views.append(pixels.view.of(decode(data)))
+                    kept.append(number)
+                except BadImage:
                     continue
-                views.append(pixels.view.of(decode(data)))
-                kept.append(number)
-            except BadImage:
-                continue
         self._is_bank = np.array(kept, np.int64) < probe.bank
         self._label_n, self._pixels, self._device = probe.label_n[kept], pixels, device
         self._views_nchw = np.stack(views) if views else np.empty((0, 3, 1, 1), np.uint8)

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from manifpt.decode import decode
 from manifpt.errors import BadImage, ConfigError
+from manifpt.isolated import IsolatedDecoder
 
 __all__ = ["framed", "framed_name", "framed_table"]
 
@@ -71,16 +71,17 @@ def framed_table(table: pa.Table, crop_px: int, size_px: int) -> pa.Table:
     kind = table.schema.field("image").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise ConfigError(f"Framing needs a column 'image' of binary files, not of {kind}; write its bytes as one.")
-    for row, data in enumerate(table["image"].to_pylist()):
-        try:
-            square = framed(decode(data or b""), crop_px, size_px)
-        except BadImage as error:
-            raise ConfigError(
-                f"Row {row} can't be framed ({error.reason.value}: {error.detail}); leave it out."
-            ) from error
-        buffer = io.BytesIO()
-        Image.fromarray(square).save(buffer, "PNG")
-        images.append(buffer.getvalue())
+    with IsolatedDecoder() as decode:
+        for row, data in enumerate(table["image"].to_pylist()):
+            try:
+                square = framed(decode(data or b""), crop_px, size_px)
+            except BadImage as error:
+                raise ConfigError(
+                    f"Row {row} can't be framed ({error.reason.value}: {error.detail}); leave it out."
+                ) from error
+            buffer = io.BytesIO()
+            Image.fromarray(square).save(buffer, "PNG")
+            images.append(buffer.getvalue())
     changed = {"image": pa.array(images, pa.binary()), "format": "png", "width": size_px, "height": size_px}
     for name, values in changed.items():
         if name in table.column_names:

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from manifpt.decode import decode
 from manifpt.errors import BadImage
 from manifpt.fetch import fetch
+from manifpt.isolated import IsolatedDecoder
 from manifpt.manifest import Manifest, records
 from manifpt.spaces import View
 
@@ -52,17 +52,18 @@ def phase_randomized_reals(manifest: Manifest, view: View, seed: int = 0) -> Ite
         view: at whose size the phases are changed: a later resize would filter what they left.
         seed: of the phases of each row.
     """
-    for start in range(0, manifest.rows, _BLOCK_ROWS):
-        rows = records(manifest.read(start, min(manifest.rows, start + _BLOCK_ROWS)))
-        images = []
-        for number, data in enumerate(fetch(rows), start):
-            try:
-                if isinstance(data, BadImage):
+    with IsolatedDecoder() as decode:
+        for start in range(0, manifest.rows, _BLOCK_ROWS):
+            rows = records(manifest.read(start, min(manifest.rows, start + _BLOCK_ROWS)))
+            images = []
+            for number, data in enumerate(fetch(rows), start):
+                try:
+                    if isinstance(data, BadImage):
+                        continue
+                    image_hwc = view.of(decode(data)).transpose(1, 2, 0)
+                except BadImage:
                     continue
-                image_hwc = view.of(decode(data)).transpose(1, 2, 0)
-            except BadImage:
-                continue
-            buffer = io.BytesIO()
-            Image.fromarray(phase_randomized(image_hwc, np.random.default_rng([seed, number]))).save(buffer, "PNG")
-            images.append(buffer.getvalue())
-        yield pa.record_batch({"image": pa.array(images, pa.binary())})
+                buffer = io.BytesIO()
+                Image.fromarray(phase_randomized(image_hwc, np.random.default_rng([seed, number]))).save(buffer, "PNG")
+                images.append(buffer.getvalue())
+            yield pa.record_batch({"image": pa.array(images, pa.binary())})

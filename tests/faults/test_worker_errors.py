@@ -51,7 +51,7 @@ def test_an_image_that_crashes_its_worker_is_rejected_and_no_memory_left_ends_th
     with ray_head(node_env={"PYTHONPATH": str(crashing_decoder(workplace / "site"))}) as env:
         result = job("compute_artifacts", *arguments(workplace), env=env)
         assert result.returncode == 1, result.stderr
-        assert "error: A process that decodes ended 3 times at the same image (SIGKILL)" in result.stderr
+        assert "error: A process that decodes ended 5 times at the same image (SIGKILL;" in result.stderr
         assert "Traceback" not in result.stderr
         kill.write_bytes(killed)
         must(job("compute_artifacts", *arguments(workplace), env=env))

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["CRASH", "KILL", "crashing_decoder"]
+__all__ = ["CRASH", "KILL", "SPOIL", "crashing_decoder"]
 
-# What such a file starts with.
-CRASH, KILL = b"CRASH", b"KILL!"
+# What such a file starts with; the last one spoils memory, and the image after it ends the process.
+CRASH, KILL, SPOIL = b"CRASH", b"KILL!", b"SPOIL"
 
 _CODE = f"""
 import os, signal
 import PIL.Image
-opened = PIL.Image.open
+opened, spoilt = PIL.Image.open, False
 def crashing(source, *arguments, **options):
+    global spoilt
     print("a library prints")
     start = source.getvalue()[:5]
-    if start in ({CRASH!r}, {KILL!r}):
-        os.kill(os.getpid(), signal.SIGSEGV if start == {CRASH!r} else signal.SIGKILL)
+    if spoilt or start in ({CRASH!r}, {KILL!r}):
+        os.kill(os.getpid(), signal.SIGKILL if start == {KILL!r} else signal.SIGSEGV)
+    spoilt = start == {SPOIL!r}
     return opened(source, *arguments, **options)
 PIL.Image.open = crashing
 """
