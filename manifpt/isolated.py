@@ -138,6 +138,7 @@ def _started() -> _Child:
 
 def _serve(connection: Connection) -> None:
     """Answers each file with its shape and pixels, or with why there are none, until the connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to this process too
     with contextlib.suppress(EOFError, OSError):
         connection.send_bytes(b"ready")
         while True:
